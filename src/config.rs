@@ -1,0 +1,479 @@
+//! Settings: every one is a flag and an environment variable, read and checked once, before anything starts.
+//!
+//! [`Args`] is what a person writes; [`Config`] is what the rest of the program reads. The step
+//! between them, [`Args::check`], refuses a value that could not work and names the setting, so
+//! a mistake costs one line at start-up instead of a surprise at night. Secrets are kept in
+//! [`Secret`], which prints as `***`.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
+
+/// How a connection proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuthMode {
+    /// Anyone connects under the name they give.
+    Open,
+    /// A valid session or JWT is needed.
+    Session,
+}
+
+/// On or off, as written in settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A value that must never be printed. Its `Debug` form is `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `value`; only [`Secret::expose`] gives it back.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The secret itself. Callers must not log or format it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is so short that it could be guessed: worth a warning at the start.
+    pub fn is_weak(&self) -> bool {
+        self.0.len() < 16
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Why the settings cannot work: one line, naming the setting.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{setting}: {problem}")]
+pub struct ConfigError {
+    /// The environment variable's name.
+    pub setting: &'static str,
+    /// What is wrong with it and what would be right. Never contains a secret.
+    pub problem: String,
+}
+
+fn bad(setting: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError { setting, problem: problem.into() }
+}
+
+/// Rollcall: a realtime presence server.
+///
+/// Tells every browser who is online in a channel, on one node or on many that share a Redis.
+/// Every setting is a flag and an environment variable; the flag wins.
+#[derive(Parser, Clone)]
+#[command(name = "rollcall", version, about, long_about, max_term_width = 110)]
+pub struct Args {
+    /// Addresses and ports to listen on, comma-separated
+    #[arg(long, env = "ROLLCALL_LISTEN", default_value = "127.0.0.1:8000")]
+    pub listen: String,
+
+    /// Redis shared by all nodes: redis://[user:password@]host[:port][/db], or rediss:// for TLS.
+    /// None: a single node, everything in memory
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+
+    /// Life of a session, in seconds
+    #[arg(long, env = "CACHE_TTL_SECONDS", default_value_t = 3600)]
+    pub cache_ttl_seconds: u64,
+
+    /// Life of a presence key in Redis, in seconds (from 3 up); heartbeats come at a third of it
+    #[arg(long, env = "ROLLCALL_PRESENCE_TTL_SECONDS", default_value_t = 60)]
+    pub presence_ttl_seconds: u64,
+
+    /// Life of this node's lease in Redis, in seconds; a node whose lease is gone is dead and the
+    /// others say goodbye for it [default: 10, or half the presence TTL where that is less]
+    #[arg(long, env = "ROLLCALL_NODE_TTL_SECONDS")]
+    pub node_ttl_seconds: Option<u64>,
+
+    /// How long a member whose socket ended without an explicit leave stays, in seconds (0 to 30)
+    #[arg(long, env = "ROLLCALL_GRACE_SECONDS", default_value_t = 2)]
+    pub grace_seconds: u64,
+
+    /// Who may connect. Needed when listening beyond loopback [default: open on loopback]
+    #[arg(long, env = "ROLLCALL_AUTH", value_enum, ignore_case = true)]
+    pub auth: Option<AuthMode>,
+
+    /// Secret that verifies HS256 tokens. None: JWTs are refused
+    #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
+    pub jwt_secret: Option<String>,
+
+    /// Bearer key of trusted backends for management calls. None: they are refused
+    #[arg(long, env = "SERVICE_KEY", hide_env_values = true)]
+    pub service_key: Option<String>,
+
+    /// Connection attempts and API calls allowed per 60 s from one address; 0: no limit
+    #[arg(long, env = "ROLLCALL_RATE_IP", default_value_t = 300)]
+    pub rate_ip: u32,
+
+    /// Connection attempts and API calls allowed per 60 s for one user; 0: no limit
+    #[arg(long, env = "ROLLCALL_RATE_USER", default_value_t = 120)]
+    pub rate_user: u32,
+
+    /// Proxies whose X-Forwarded-For is believed: CIDRs, comma-separated
+    #[arg(long, env = "ROLLCALL_TRUSTED_PROXIES", default_value = "")]
+    pub trusted_proxies: String,
+
+    /// Browser origins that may connect, comma-separated, or *
+    /// [default: same origin; any on loopback]
+    #[arg(long, env = "ROLLCALL_ALLOWED_ORIGINS")]
+    pub allowed_origins: Option<String>,
+
+    /// Whether POST /auth/v1/signup with an empty body gives an anonymous session
+    /// [default: on in open mode, else off]
+    #[arg(long, env = "ROLLCALL_ANONYMOUS", value_enum, ignore_case = true)]
+    pub anonymous: Option<Switch>,
+
+    /// How long a user's last_seen is kept, in days
+    #[arg(long, env = "ROLLCALL_LAST_SEEN_DAYS", default_value_t = 30)]
+    pub last_seen_days: u64,
+
+    /// What is logged: a tracing filter such as info or rollcall=debug
+    #[arg(long, env = "ROLLCALL_LOG", default_value = "info")]
+    pub log: String,
+
+    /// Form of the log lines
+    #[arg(long, env = "ROLLCALL_LOG_FORMAT", value_enum, ignore_case = true, default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// Worker threads that serve sockets and HTTP [default: the number of cores]
+    #[arg(long, env = "ROLLCALL_WORKERS")]
+    pub workers: Option<usize>,
+
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+/// The limits on what a client may send or cost (guarantee G6). Each is a setting of its own.
+#[derive(clap::Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// Bytes in one message from a client
+    #[arg(long, env = "ROLLCALL_MAX_FRAME_BYTES", default_value_t = 65_536)]
+    pub max_frame_bytes: usize,
+    /// Bytes in a meta, as JSON
+    #[arg(long, env = "ROLLCALL_MAX_META_BYTES", default_value_t = 4_096)]
+    pub max_meta_bytes: usize,
+    /// Characters in a user id
+    #[arg(long, env = "ROLLCALL_MAX_USER_CHARS", default_value_t = 128)]
+    pub max_user_chars: usize,
+    /// Bytes in a channel name
+    #[arg(long, env = "ROLLCALL_MAX_CHANNEL_BYTES", default_value_t = 200)]
+    pub max_channel_bytes: usize,
+    /// Channels that one connection may be in
+    #[arg(long, env = "ROLLCALL_MAX_CHANNELS", default_value_t = 100)]
+    pub max_channels: usize,
+    /// Presence calls a second on one connection; over it the newest meta waits its turn
+    #[arg(long, env = "ROLLCALL_MAX_PRESENCE_RATE", default_value_t = 10)]
+    pub max_presence_rate: u32,
+    /// Presence calls that may come at once on one connection
+    #[arg(long, env = "ROLLCALL_MAX_PRESENCE_BURST", default_value_t = 20)]
+    pub max_presence_burst: u32,
+    /// Other messages a second on one connection
+    #[arg(long, env = "ROLLCALL_MAX_MESSAGE_RATE", default_value_t = 100)]
+    pub max_message_rate: u32,
+    /// Bytes that may wait to be sent to one connection before it is closed as a slow reader
+    #[arg(long, env = "ROLLCALL_MAX_OUTPUT_BYTES", default_value_t = 1_048_576)]
+    pub max_output_bytes: usize,
+    /// WebSocket connections on one node
+    #[arg(long, env = "ROLLCALL_MAX_CONNECTIONS", default_value_t = 100_000)]
+    pub max_connections: usize,
+}
+
+/// Which browser origins may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// Every origin.
+    Any,
+    /// The origin that the server itself is reached under (`Origin` equals `Host`).
+    Same,
+    /// Those listed, written as browsers send them: `https://app.example`.
+    Listed(Vec<String>),
+}
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: Vec<SocketAddr>,
+    pub redis_url: Option<Secret>,
+    pub session_ttl: Duration,
+    pub presence_ttl: Duration,
+    pub node_ttl: Duration,
+    pub grace: Duration,
+    pub auth: AuthMode,
+    pub jwt_secret: Option<Secret>,
+    pub service_key: Option<Secret>,
+    /// Calls per 60 s by address; 0 is no limit.
+    pub rate_ip: u32,
+    /// Calls per 60 s by user; 0 is no limit.
+    pub rate_user: u32,
+    pub trusted_proxies: Vec<IpNet>,
+    pub origins: Origins,
+    pub anonymous: bool,
+    pub last_seen_ttl: Duration,
+    pub log: String,
+    pub log_format: LogFormat,
+    pub workers: usize,
+    /// Whether every address listened on is loopback.
+    pub loopback_only: bool,
+    pub limits: Limits,
+}
+
+impl Args {
+    /// Turns what was written into settings that can work.
+    ///
+    /// # Errors
+    /// The first setting that cannot work, by its environment variable's name.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let listen = parse_listen(&self.listen)?;
+        let loopback_only = listen.iter().all(|a| a.ip().is_loopback());
+        let auth = match self.auth {
+            Some(mode) => mode,
+            None if loopback_only => AuthMode::Open,
+            None => {
+                return Err(bad(
+                    "ROLLCALL_AUTH",
+                    format!(
+                        "listening on {}, which others can reach, needs a choice: \
+                         session (a token is needed) or open (anyone connects under any name)",
+                        self.listen
+                    ),
+                ));
+            }
+        };
+        let (presence_ttl, node_ttl) = self.check_ttls()?;
+        self.check_limits()?;
+        if self.grace_seconds > 30 {
+            return Err(bad("ROLLCALL_GRACE_SECONDS", "at most 30"));
+        }
+        if self.last_seen_days == 0 || self.last_seen_days > 3650 {
+            return Err(bad("ROLLCALL_LAST_SEEN_DAYS", "from 1 to 3650"));
+        }
+        if self.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            return Err(bad("ROLLCALL_LOG", format!("`{}` is not a tracing filter", self.log)));
+        }
+        let workers = self.workers.unwrap_or_else(default_workers);
+        if workers == 0 || workers > 1024 {
+            return Err(bad("ROLLCALL_WORKERS", "from 1 to 1024"));
+        }
+        Ok(Config {
+            redis_url: check_redis_url(self.redis_url)?,
+            session_ttl: Duration::from_secs(self.cache_ttl_seconds),
+            presence_ttl,
+            node_ttl,
+            grace: Duration::from_secs(self.grace_seconds),
+            auth,
+            jwt_secret: secret(self.jwt_secret),
+            service_key: secret(self.service_key),
+            rate_ip: self.rate_ip,
+            rate_user: self.rate_user,
+            trusted_proxies: parse_proxies(&self.trusted_proxies)?,
+            origins: parse_origins(self.allowed_origins.as_deref(), loopback_only)?,
+            anonymous: match self.anonymous {
+                Some(switch) => switch == Switch::On,
+                None => auth == AuthMode::Open,
+            },
+            last_seen_ttl: Duration::from_secs(self.last_seen_days * 86_400),
+            log: self.log,
+            log_format: self.log_format,
+            workers,
+            loopback_only,
+            listen,
+            limits: self.limits,
+        })
+    }
+
+    fn check_ttls(&self) -> Result<(Duration, Duration), ConfigError> {
+        let presence = self.presence_ttl_seconds;
+        if !(3..=3600).contains(&presence) {
+            return Err(bad("ROLLCALL_PRESENCE_TTL_SECONDS", "from 3 to 3600"));
+        }
+        if !(60..=31_536_000).contains(&self.cache_ttl_seconds) {
+            return Err(bad("CACHE_TTL_SECONDS", "from 60 to 31536000"));
+        }
+        let presence = Duration::from_secs(presence);
+        let node = match self.node_ttl_seconds {
+            None => Duration::from_secs(10).min(presence / 2),
+            Some(0) => return Err(bad("ROLLCALL_NODE_TTL_SECONDS", "at least 1")),
+            Some(s) => Duration::from_secs(s),
+        };
+        if node > presence {
+            return Err(bad(
+                "ROLLCALL_NODE_TTL_SECONDS",
+                "must not be longer than ROLLCALL_PRESENCE_TTL_SECONDS: \
+                 a dead node's keys would be gone before it is known to be dead",
+            ));
+        }
+        Ok((presence, node))
+    }
+
+    fn check_limits(&self) -> Result<(), ConfigError> {
+        let l = &self.limits;
+        let ranges: [(&'static str, usize, usize, usize); 10] = [
+            ("ROLLCALL_MAX_FRAME_BYTES", l.max_frame_bytes, 1_024, 16 << 20),
+            ("ROLLCALL_MAX_META_BYTES", l.max_meta_bytes, 2, 1 << 20),
+            ("ROLLCALL_MAX_USER_CHARS", l.max_user_chars, 1, 1_024),
+            ("ROLLCALL_MAX_CHANNEL_BYTES", l.max_channel_bytes, 1, 1_024),
+            ("ROLLCALL_MAX_CHANNELS", l.max_channels, 1, 100_000),
+            ("ROLLCALL_MAX_PRESENCE_RATE", l.max_presence_rate as usize, 1, 100_000),
+            ("ROLLCALL_MAX_PRESENCE_BURST", l.max_presence_burst as usize, 1, 100_000),
+            ("ROLLCALL_MAX_MESSAGE_RATE", l.max_message_rate as usize, 1, 100_000),
+            ("ROLLCALL_MAX_OUTPUT_BYTES", l.max_output_bytes, 65_536, 1 << 30),
+            ("ROLLCALL_MAX_CONNECTIONS", l.max_connections, 1, 10_000_000),
+        ];
+        for (setting, value, least, most) in ranges {
+            if value < least || value > most {
+                return Err(bad(setting, format!("{value} is not from {least} to {most}")));
+            }
+        }
+        if l.max_meta_bytes > l.max_frame_bytes {
+            return Err(bad(
+                "ROLLCALL_MAX_META_BYTES",
+                "must not be over ROLLCALL_MAX_FRAME_BYTES: no such meta could arrive",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
+    let mut all = Vec::new();
+    for part in items(text) {
+        let found = part.to_socket_addrs().map_err(|e| {
+            bad("ROLLCALL_LISTEN", format!("`{part}` is not address:port ({e}); example: 127.0.0.1:8000"))
+        })?;
+        all.extend(found);
+    }
+    if all.is_empty() {
+        return Err(bad("ROLLCALL_LISTEN", "no address given; example: 127.0.0.1:8000"));
+    }
+    Ok(all)
+}
+
+fn parse_proxies(text: &str) -> Result<Vec<IpNet>, ConfigError> {
+    items(text)
+        .map(|part| {
+            part.parse::<IpNet>()
+                .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
+                .map_err(|_| bad("ROLLCALL_TRUSTED_PROXIES", format!("`{part}` is not a CIDR; example: 10.0.0.0/8")))
+        })
+        .collect()
+}
+
+fn parse_origins(text: Option<&str>, loopback_only: bool) -> Result<Origins, ConfigError> {
+    let Some(text) = text else {
+        return Ok(if loopback_only { Origins::Any } else { Origins::Same });
+    };
+    let list: Vec<String> = items(text).map(|o| o.trim_end_matches('/').to_ascii_lowercase()).collect();
+    if list.iter().any(|o| o == "*") {
+        return Ok(Origins::Any);
+    }
+    if let Some(wrong) = list.iter().find(|o| !o.contains("://")) {
+        return Err(bad(
+            "ROLLCALL_ALLOWED_ORIGINS",
+            format!("`{wrong}` is not an origin; example: https://app.example"),
+        ));
+    }
+    Ok(if list.is_empty() { Origins::Same } else { Origins::Listed(list) })
+}
+
+fn check_redis_url(url: Option<String>) -> Result<Option<Secret>, ConfigError> {
+    let Some(url) = url.filter(|u| !u.trim().is_empty()) else { return Ok(None) };
+    if !url.starts_with("redis://") && !url.starts_with("rediss://") {
+        return Err(bad("REDIS_URL", "must begin with redis:// or rediss://"));
+    }
+    // The parser's own message is left out: it can quote the URL, and so the password.
+    redis::Client::open(url.as_str())
+        .map_err(|_| bad("REDIS_URL", "is not a Redis address; example: redis://127.0.0.1:6379/0"))?;
+    Ok(Some(Secret(url)))
+}
+
+fn secret(value: Option<String>) -> Option<Secret> {
+    value.filter(|v| !v.is_empty()).map(Secret)
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|s| !s.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(args: &[&str]) -> Result<Config, ConfigError> {
+        Args::parse_from(std::iter::once("rollcall").chain(args.iter().copied())).check()
+    }
+
+    #[test]
+    fn no_settings_at_all_is_an_open_node_on_loopback() {
+        let config = check(&[]).unwrap();
+        assert_eq!(config.listen, ["127.0.0.1:8000".parse().unwrap()]);
+        assert_eq!(config.auth, AuthMode::Open);
+        assert_eq!(config.origins, Origins::Any);
+        assert_eq!(config.node_ttl, Duration::from_secs(10));
+        assert!(config.anonymous && config.redis_url.is_none());
+    }
+
+    #[test]
+    fn listening_for_others_needs_a_choice_of_auth() {
+        let error = check(&["--listen", "0.0.0.0:8000"]).unwrap_err();
+        assert_eq!(error.setting, "ROLLCALL_AUTH");
+        let config = check(&["--listen", "0.0.0.0:8000", "--auth", "session"]).unwrap();
+        assert_eq!(config.origins, Origins::Same);
+        assert!(!config.anonymous);
+    }
+
+    #[test]
+    fn a_short_presence_ttl_shortens_the_lease() {
+        let config = check(&["--presence-ttl-seconds", "6"]).unwrap();
+        assert_eq!(config.node_ttl, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn every_bad_value_names_its_setting() {
+        for (args, setting) in [
+            (&["--listen", "nonsense"][..], "ROLLCALL_LISTEN"),
+            (&["--redis-url", "http://x"], "REDIS_URL"),
+            (&["--presence-ttl-seconds", "2"], "ROLLCALL_PRESENCE_TTL_SECONDS"),
+            (&["--node-ttl-seconds", "61"], "ROLLCALL_NODE_TTL_SECONDS"),
+            (&["--trusted-proxies", "10.0.0.0/99"], "ROLLCALL_TRUSTED_PROXIES"),
+            (&["--allowed-origins", "example"], "ROLLCALL_ALLOWED_ORIGINS"),
+            (&["--max-meta-bytes", "1000000"], "ROLLCALL_MAX_META_BYTES"),
+            (&["--grace-seconds", "31"], "ROLLCALL_GRACE_SECONDS"),
+        ] {
+            assert_eq!(check(args).unwrap_err().setting, setting);
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let config =
+            check(&["--redis-url", "redis://:hunter2hunter2@localhost/", "--service-key", "0123456789abcdef"]).unwrap();
+        let printed = format!("{config:?}");
+        assert!(!printed.contains("hunter2") && !printed.contains("0123456789abcdef"));
+        let error = check(&["--redis-url", "redis://:hunter2@[bad"]).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+    }
+}

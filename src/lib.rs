@@ -1,0 +1,3 @@
+//! Rollcall: who is online in a channel, told to every browser at once and correctly.
+
+pub mod config;
