@@ -375,9 +375,9 @@ fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, ConfigError> {
 fn parse_proxies(text: &str) -> Result<Vec<IpNet>, ConfigError> {
     items(text)
         .map(|part| {
-            part.parse::<IpNet>()
-                .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
-                .map_err(|_| bad("ROLLCALL_TRUSTED_PROXIES", format!("`{part}` is not a CIDR; example: 10.0.0.0/8")))
+            part.parse::<IpNet>().or_else(|_| part.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+                bad("ROLLCALL_TRUSTED_PROXIES", format!("`{part}` is not a CIDR; example: 10.0.0.0/8"))
+            })
         })
         .collect()
 }
@@ -469,8 +469,13 @@ mod tests {
 
     #[test]
     fn secrets_do_not_print() {
-        let config =
-            check(&["--redis-url", "redis://:hunter2hunter2@localhost/", "--service-key", "0123456789abcdef"]).unwrap();
+        let config = check(&[
+            "--redis-url",
+            "redis://:hunter2hunter2@localhost/",
+            "--service-key",
+            "0123456789abcdef",
+        ])
+        .unwrap();
         let printed = format!("{config:?}");
         assert!(!printed.contains("hunter2") && !printed.contains("0123456789abcdef"));
         let error = check(&["--redis-url", "redis://:hunter2@[bad"]).unwrap_err();
