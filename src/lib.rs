@@ -1,3 +1,6 @@
 //! Rollcall: who is online in a channel, told to every browser at once and correctly.
 
 pub mod config;
+pub mod metrics;
+pub mod presence;
+pub mod reject;
