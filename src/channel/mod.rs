@@ -1,0 +1,3 @@
+//! Channels.
+mod rosters;
+pub use rosters::{Published, Rosters};
