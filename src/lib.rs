@@ -1,8 +1,14 @@
 //! Rollcall: who is online in a channel, told to every browser at once and correctly.
 
 pub mod channel;
+pub mod cluster;
 pub mod config;
+pub mod connection;
 pub mod dialects;
+pub mod hub;
+pub mod lifecycle;
+pub mod logging;
 pub mod metrics;
 pub mod presence;
 pub mod reject;
+pub mod server;
