@@ -1,0 +1,2 @@
+//! stub
+pub const REVOKED_TOPIC: &str = "cache:session:revoked";
