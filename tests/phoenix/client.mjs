@@ -129,7 +129,8 @@ export function member(node, channel, payload = {}, { vsn = "2.0.0", ...options 
   })
   phoenix.on("presence_diff", (diff) => {
     me.diffs.push(structuredClone(diff))
-    ledger.diff(diff, phoenix.joinRef())
+    // Until its join is answered, a client that joins again still hears the subscription it had before.
+    if (phoenix.state === "joined") ledger.diff(diff, phoenix.joinRef())
   })
   me.presence = new Presence(phoenix)
   me.presence.onSync(() => me.syncs++)

@@ -49,8 +49,7 @@ export async function startRedis({ started = true } = {}) {
       connection = null
       if (!server) return
       server.child.kill("SIGCONT")
-      server.child.kill(signal)
-      await server.exited
+      await server.stop(signal)
       server = null
     },
     kill: () => redis.stop("SIGKILL"),
@@ -68,15 +67,20 @@ export async function startRedis({ started = true } = {}) {
 
 function connect(port) {
   return new Promise((resolve, reject) => {
-    const socket = net.connect(port, "127.0.0.1")
+    const socket = net.connect(port, "127.0.0.1").unref()
     const waiting = []
     let bytes = Buffer.alloc(0)
     const client = {
       closed: false,
       close: () => socket.destroy(),
       call(words) {
-        return new Promise((answer, refuse) => {
-          waiting.push({ answer, refuse })
+        return new Promise((resolve, reject) => {
+          const late = setTimeout(() => reject(new Error(`redis: no answer to ${words[0]}`)), 5000)
+          const once = (done) => (value) => {
+            clearTimeout(late)
+            done(value)
+          }
+          waiting.push({ answer: once(resolve), refuse: once(reject) })
           const parts = words.map((word) => `$${Buffer.byteLength(String(word))}\r\n${word}\r\n`)
           socket.write(`*${words.length}\r\n${parts.join("")}`)
         })

@@ -29,6 +29,8 @@ export function launch(command, args, env) {
   }
   child.stdout.on("data", keep)
   child.stderr.on("data", keep)
+  // A test file whose set-up failed half-way must still be able to end.
+  for (const handle of [child, child.stdout, child.stderr]) handle.unref()
   children.add(child)
   const exited = new Promise((resolve) => {
     child.once("error", (error) => {
@@ -41,7 +43,15 @@ export function launch(command, args, env) {
       resolve({ code, signal })
     })
   })
-  return { child, exited, log: () => printed.join("") }
+  /** Sends `signal`, waits for the end and does not wait for ever. */
+  const stop = async (signal) => {
+    if (children.has(child)) child.kill(signal)
+    const late = setTimeout(() => child.kill("SIGKILL"), 20_000)
+    const how = await exited
+    clearTimeout(late)
+    return how
+  }
+  return { child, exited, stop, log: () => printed.join("") }
 }
 
 /** A port that nobody listens on at this moment. */
@@ -106,7 +116,7 @@ export async function startNode(env = {}) {
     ...env,
   }
   for (const name of Object.keys(settings)) if (settings[name] === undefined) delete settings[name]
-  const { child, exited, log } = launch(BIN, [], settings)
+  const { child, exited, stop, log } = launch(BIN, [], settings)
   let ended = null
   exited.then((how) => (ended = how))
 
@@ -121,10 +131,7 @@ export async function startNode(env = {}) {
     /** Sends `signal` and waits for the end; gives exit code, signal and how long it took. */
     async stop(signal = "SIGTERM") {
       const begin = Date.now()
-      if (!ended) child.kill(signal)
-      const late = setTimeout(() => child.kill("SIGKILL"), 20_000)
-      const how = await exited
-      clearTimeout(late)
+      const how = await stop(signal)
       return { ...how, ms: Date.now() - begin }
     },
     /** Memory in use, in bytes, as the kernel counts it. */
