@@ -152,7 +152,7 @@ fn app_state(node: &Node) -> AppState {
     let admission = Admission {
         config: Arc::clone(&node.config),
         sessions: node.sessions.clone(),
-        jwt: node.config.jwt_secret.as_ref().map(JwtVerifier::new),
+        jwt: JwtVerifier::new(node.config.jwt_secret.as_ref()),
         limiter: RateLimiter::new(node.pool.clone()),
         metrics: Arc::clone(&node.metrics),
     };
@@ -162,7 +162,9 @@ fn app_state(node: &Node) -> AppState {
         cluster: shared.cluster.clone(),
         remote: Remote::new(shared.cluster.clone(), Arc::clone(&node.metrics)),
         sessions: node.sessions.clone(),
+        hubs: node.hubs.clone(),
         admission,
+        pool: node.pool.clone(),
         metrics: Arc::clone(&node.metrics),
         lifecycle: Arc::clone(&node.lifecycle),
         node: node.id,
@@ -177,7 +179,9 @@ fn warn_of_risks(config: &Config) {
         }
     }
     if config.auth == crate::config::AuthMode::Open && !config.loopback_only {
-        tracing::warn!("ROLLCALL_AUTH=open beyond loopback: anyone who reaches this address may take any name");
+        tracing::warn!(
+            "ROLLCALL_AUTH=open beyond loopback: anyone who reaches this address may take any name"
+        );
     }
 }
 
@@ -198,7 +202,9 @@ async fn drain(node: &Node, handle: &ServerHandle) {
     until(Duration::from_secs(1), || metrics.members.get() == 0).await;
     let leaving = node.registry.shared().cluster.leave();
     if tokio::time::timeout(Duration::from_secs(2), leaving).await.is_err() {
-        tracing::warn!("Redis did not answer in time: the others will see by the lease that this node is gone");
+        tracing::warn!(
+            "Redis did not answer in time: the others will see by the lease that this node is gone"
+        );
     }
     handle.stop(true).await;
     tracing::info!("stopped");

@@ -32,12 +32,8 @@ const CLEAN_UP_SECONDS: u64 = 30;
 pub async fn run(bus: Arc<Bus>) {
     let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut keeper = Keeper {
-        judge_from: Instant::now() + bus.node_ttl,
-        bus,
-        held: None,
-        seen: HashSet::new(),
-    };
+    let mut keeper =
+        Keeper { judge_from: Instant::now() + bus.node_ttl, bus, held: None, seen: HashSet::new() };
     loop {
         ticks.tick().await;
         if keeper.look().await.is_err() {
@@ -153,7 +149,7 @@ impl Keeper {
     /// One survivor does it; if that one fails, the node is still listed and another tries.
     async fn clean_up_after(&self, node: NodeId) -> Result<(), RedisError> {
         let name = format!("presence-clean-up-{node}");
-        let lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
+        let mut lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
         if lock.try_acquire().await.unwrap_or(false) {
             let cleaned = clean_up(&self.bus, node).await;
             // Left to its time if Redis is away now.

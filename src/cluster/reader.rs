@@ -33,7 +33,8 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
     let (before, found, after): (Vec<Option<String>>, Value, Vec<Option<String>>) =
         bus.pool.pipeline(&pipeline).await?;
-    let settled = |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
+    let settled =
+        |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
     let settled: HashSet<NodeId> = nodes
         .iter()
         .enumerate()

@@ -94,7 +94,9 @@ impl ConnectionState {
             Command::Unknown => match self.find(&address) {
                 Found::Current(_) => refuse(format, &address, &Reject::UnknownEvent),
                 Found::Stale => Vec::new(),
-                Found::None if &*address.topic == "phoenix" => refuse(format, &address, &Reject::UnknownEvent),
+                Found::None if &*address.topic == "phoenix" => {
+                    refuse(format, &address, &Reject::UnknownEvent)
+                }
                 Found::None => refuse(format, &address, &Reject::UnmatchedTopic),
             },
         }

@@ -24,9 +24,11 @@ use crate::admission::{Admission, origin_allowed};
 use crate::channel::Rosters;
 use crate::cluster::Cluster;
 use crate::config::{Config, Origins};
+use crate::hub::Hubs;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::presence::NodeId;
+use crate::redis_pool::RedisPool;
 use crate::session::SessionManager;
 
 pub use guard::{Caller, Guest, Known, Manager};
@@ -44,7 +46,11 @@ pub struct AppState {
     /// What other nodes hold, read through a short-lived cache.
     pub remote: Remote,
     pub sessions: SessionManager,
+    /// To close the sockets of a session that is revoked.
+    pub hubs: Hubs,
     pub admission: Admission,
+    /// None without Redis.
+    pub pool: Option<RedisPool>,
     pub metrics: Arc<Metrics>,
     pub lifecycle: Arc<Lifecycle>,
     pub node: NodeId,

@@ -1,5 +1,6 @@
 //! Sessions over HTTP: made and revoked by trusted backends, begun and ended by users themselves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -11,6 +12,7 @@ use super::input::{self, Body};
 use super::{AppState, Problem, answer};
 use crate::admission::{Caller, Identity, Refusal, TokenKind};
 use crate::dialects::check_user;
+use crate::hub::CloseSessions;
 use crate::session::{NewSession, Session, SessionError};
 
 /// Characters in an email, a role or a tier.
@@ -62,7 +64,7 @@ pub async fn revoke(
         Caller::User(Identity { token: TokenKind::Opaque(own), .. }) if *own == token => {}
         _ => return Err(Refusal::NotTrusted.into()),
     }
-    if state.sessions.revoke(&token).await? {
+    if end_session(&state, &token).await? {
         Ok(done())
     } else {
         Err(Problem::new(StatusCode::NOT_FOUND, "there is no such session"))
@@ -114,13 +116,23 @@ pub async fn whoami(caller: Known) -> Result<HttpResponse, Problem> {
 pub async fn sign_out(caller: Known, state: web::Data<AppState>) -> Result<HttpResponse, Problem> {
     match &person(&caller)?.token {
         TokenKind::Opaque(token) => {
-            state.sessions.revoke(token).await?;
+            end_session(&state, token).await?;
             Ok(done())
         }
         TokenKind::Jwt { .. } => {
             Err(Problem::bad_request("a JWT cannot be revoked here: it is good until its exp"))
         }
     }
+}
+
+/// Revokes a session and closes its sockets here; other nodes hear of it and do the same. False if
+/// there was none.
+async fn end_session(state: &AppState, token: &str) -> Result<bool, SessionError> {
+    let ended = state.sessions.revoke(token).await?;
+    if ended {
+        state.hubs.tell(CloseSessions { tokens: Arc::new([token.into()]) });
+    }
+    Ok(ended)
 }
 
 /// The user behind a call about oneself. The service key is nobody.

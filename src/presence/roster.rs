@@ -75,13 +75,7 @@ pub struct Roster {
 impl Roster {
     /// An empty roster of node `me`.
     pub fn new(me: NodeId) -> Self {
-        Self {
-            me,
-            own: Part::default(),
-            others: HashMap::new(),
-            members: BTreeMap::new(),
-            connections: 0,
-        }
+        Self { me, own: Part::default(), others: HashMap::new(), members: BTreeMap::new(), connections: 0 }
     }
 
     /// This node's own part.
