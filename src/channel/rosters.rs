@@ -55,7 +55,7 @@ impl Rosters {
         self.cache.iter().map(|(name, roster)| (Arc::clone(&*name), roster))
     }
 
-    pub(super) fn publish(&self, channel: &Arc<str>, roster: Arc<Published>) {
+    pub(crate) fn publish(&self, channel: &Arc<str>, roster: Arc<Published>) {
         self.cache.insert(Arc::clone(channel), roster);
     }
 
