@@ -17,7 +17,7 @@ use crate::config::Limits;
 use crate::presence::{Diff, Snapshot};
 use crate::reject::Reject;
 
-pub use claims::{meta_from, user_from};
+pub use claims::{check_user, meta_from, user_from};
 
 /// A wire form in which events are encoded. Each change is encoded once per form in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
