@@ -13,13 +13,14 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::channel::{Registry, Rosters, Shared};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, LocalCluster, RedisCluster, Ttls};
 use crate::config::Config;
 use crate::connection::{self, Admission, ConnectParams, Sockets};
 use crate::hub::{Drain, Hubs, SharedHub};
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::metrics::Metrics;
 use crate::presence::{Ids, NodeId};
+use crate::redis_pool::RedisPool;
 
 /// Connections that may wait to be accepted. The kernel's own bound may be lower.
 const BACKLOG: i32 = 8_192;
@@ -100,7 +101,7 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: impl Future<
         grace: config.grace,
         heartbeat: config.presence_ttl / 3,
         rosters: Rosters::default(),
-        cluster: Cluster::Local,
+        cluster: cluster(&config, ids.node(), &metrics),
         metrics: Arc::clone(&metrics),
     });
     let arbiters = (0..config.workers.div_ceil(4)).map(|_| Arbiter::new().handle()).collect();
@@ -136,6 +137,22 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: impl Future<
     running.await.map_err(io::Error::other)?
 }
 
+/// The way to the other nodes, if there are any.
+fn cluster(config: &Config, node: NodeId, metrics: &Arc<Metrics>) -> Cluster {
+    let Some(url) = &config.redis_url else { return Cluster::Local(LocalCluster::new(config.last_seen_ttl)) };
+    let ttls = Ttls { presence: config.presence_ttl, node: config.node_ttl, last_seen: config.last_seen_ttl };
+    let pool = RedisPool::new(url).expect("checked");
+    Cluster::Redis(RedisCluster::start(
+        node,
+        url.clone(),
+        pool,
+        ttls,
+        Arc::clone(metrics),
+        Arc::new(|_| {}),
+        Arbiter::new().handle(),
+    ))
+}
+
 async fn drain(config: &Config, lifecycle: &Lifecycle, handle: &ServerHandle, hubs: &Hubs, registry: &Registry, metrics: &Metrics) {
     tracing::info!(connections = metrics.connections.get(), "draining");
     lifecycle.enter(Stage::Draining);
@@ -148,6 +165,10 @@ async fn drain(config: &Config, lifecycle: &Lifecycle, handle: &ServerHandle, hu
     }
     registry.drain();
     until(Duration::from_secs(1), || metrics.members.get() == 0).await;
+    let left = tokio::time::timeout(Duration::from_secs(2), registry.shared().cluster.leave()).await;
+    if left.is_err() {
+        tracing::warn!("Redis did not answer in time; the others will notice by the lease that this node is gone");
+    }
     handle.stop(true).await;
     tracing::info!("stopped");
 }

@@ -57,3 +57,6 @@ impl SessionManager {
         Ok(self.all.lock().map_err(|_| SessionError)?.remove(token).is_some())
     }
 }
+
+/// Where revoked tokens are announced.
+pub const REVOKED_TOPIC: &str = "cache:session:revoked";

@@ -6,14 +6,14 @@
 //! so a viewer who starts in between finds the diff's changes in the roster and skips the diff.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Message, SpawnHandle};
 
 use super::state::{ChannelState, HeardAs, Output};
 use super::window::window;
 use super::{Fan, HubLink, Live, Published, Registry, Shared, Update};
-use crate::cluster::Told;
+use crate::cluster::{Told, wall_clock};
 use crate::presence::Diff;
 
 /// How long a channel without any interest stays, in case someone comes back.
@@ -328,6 +328,7 @@ impl Handler<Told> for Channel {
                 let (version, seats) = self.state.own();
                 self.shared.cluster.write_again(&self.name, version, seats);
             }
+            Told::Away => self.state.go_live(),
             Told::NodeDown(node) => self.state.node_down(node),
             Told::Beaten { versions, missing } => {
                 self.state.compare(&versions);
@@ -341,9 +342,4 @@ impl Handler<Told> for Channel {
         }
         self.settle(ctx);
     }
-}
-
-/// Milliseconds since 1970. A clock set before that year counts as that year.
-fn wall_clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
 }

@@ -245,7 +245,10 @@ impl ChannelState {
         let own = &self.roster.own().seats;
         seats
             .iter()
-            .filter_map(|seat| Some(Op { seat: *seat, entry: Some(Arc::clone(own.get(seat)?)) }))
+            .filter_map(|seat| {
+                let entry = Arc::clone(own.get(seat)?);
+                Some(Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(entry) })
+            })
             .collect()
     }
 
@@ -262,16 +265,18 @@ impl ChannelState {
         });
         let (from, to) = (self.roster.own().version, self.ids.number());
         let change = self.roster.put(seat, Arc::clone(&entry), to);
-        self.announce(from, to, Op { seat, entry: Some(entry) });
+        let op = Op { seat, user: Arc::clone(&entry.user), entry: Some(entry) };
+        self.announce(from, to, op);
         self.own_change(change, now);
     }
 
     fn free(&mut self, seat: u64, now: Instant) {
         let (from, to) = (self.roster.own().version, self.ids.number());
-        if let Some(change) = self.roster.remove(seat, to) {
-            self.announce(from, to, Op { seat, entry: None });
-            self.own_change(change, now);
+        let Some(change) = self.roster.remove(seat, to) else { return };
+        if let Some(old) = &change.old {
+            self.announce(from, to, Op { seat, user: Arc::clone(&old.user), entry: None });
         }
+        self.own_change(change, now);
     }
 
     fn announce(&mut self, from: u64, to: u64, op: Op) {

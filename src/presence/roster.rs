@@ -12,10 +12,12 @@ use std::sync::Arc;
 
 use super::{Change, Entry, Member, NodeId, Seat, Snapshot};
 
-/// The new state of one seat of a node: an entry, or none when it is free again.
+/// The new state of one seat of a node: an entry, or none when it is free again. A seat is one
+/// user's for as long as it is taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
     pub seat: u64,
+    pub user: Arc<str>,
     pub entry: Option<Arc<Entry>>,
 }
 
