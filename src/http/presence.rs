@@ -68,12 +68,11 @@ pub(super) async fn occupancies(state: &AppState, channels: &[&str]) -> Result<V
     state.metrics.count_l1_hits.inc_by((channels.len() - elsewhere.len()) as u64);
     state.metrics.count_l1_misses.inc_by(elsewhere.len() as u64);
     let mut read = state.remote.counts(&elsewhere).await?.into_iter();
-    let none = Occupancy { online: 0, connections: 0 };
     Ok(here
         .iter()
         .map(|roster| match roster {
             Some(roster) => of(&roster.snapshot),
-            None => read.next().unwrap_or(none),
+            None => read.next().unwrap_or_default(),
         })
         .collect())
 }

@@ -45,7 +45,7 @@ impl Remote {
     /// [`Away`].
     pub async fn count(&self, channel: &str) -> Result<Occupancy, Away> {
         if self.cluster.is_local() {
-            return Ok(Occupancy { online: 0, connections: 0 });
+            return Ok(Occupancy::default());
         }
         if let Some(kept) = self.counts.get(channel).await {
             return Ok(kept);
@@ -63,7 +63,7 @@ impl Remote {
     /// # Errors
     /// [`Away`].
     pub async fn counts(&self, channels: &[&str]) -> Result<Vec<Occupancy>, Away> {
-        let mut found = vec![Occupancy { online: 0, connections: 0 }; channels.len()];
+        let mut found = vec![Occupancy::default(); channels.len()];
         if self.cluster.is_local() {
             return Ok(found);
         }

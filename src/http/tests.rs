@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::channel::Published;
+use crate::cluster::LocalCluster;
 use crate::config::Args;
 use crate::lifecycle::Stage;
 use crate::presence::{Entry, Ids, Roster};
@@ -20,10 +21,11 @@ fn state(args: &[&str]) -> web::Data<AppState> {
     let config = Arc::new(Args::parse_from(args).check().unwrap());
     let metrics = Arc::new(Metrics::new());
     let sessions = SessionManager::default();
+    let cluster = Cluster::Local(LocalCluster::new(config.last_seen_ttl));
     web::Data::new(AppState {
         rosters: Rosters::default(),
-        cluster: Cluster::Local,
-        remote: Remote::new(Cluster::Local, Arc::clone(&metrics)),
+        remote: Remote::new(cluster.clone(), Arc::clone(&metrics)),
+        cluster,
         sessions: sessions.clone(),
         admission: Admission {
             config: Arc::clone(&config),
