@@ -29,6 +29,10 @@ pub const COOKIE_NAME: &str = "rollcall_session";
 const PHOENIX: &str = "phoenix";
 /// What stands before a token among the subprotocols.
 const BEARER_PROTOCOL: &str = "base64url.bearer.phx.";
+/// The parameter in which a client names its application.
+const API_KEY: &str = "apikey";
+/// The parameters that may hold a token, in the order in which they are believed.
+const QUERY_NAMES: [&str; 3] = ["access_token", "token", API_KEY];
 /// The role of a token that stands for a project and not for a person.
 const ANON_ROLE: &str = "anon";
 
@@ -117,6 +121,14 @@ impl Refusal {
     }
 }
 
+/// A token that came with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token<'a> {
+    pub text: Cow<'a, str>,
+    /// It came as `apikey`, which clients must send and which seldom is anybody's.
+    pub is_api_key: bool,
+}
+
 /// The checks, with what they need.
 pub struct Admission {
     pub config: Arc<Config>,
@@ -133,7 +145,7 @@ impl Admission {
     /// # Errors
     /// The first check that it does not pass.
     pub async fn admit(&self, request: &HttpRequest) -> Result<Admitted, Refusal> {
-        let tokens = self.enter(request).await?;
+        let (addr, tokens) = self.enter(request).await?;
         let identity = match self.recognise(&tokens).await? {
             Caller::User(identity) => Some(identity),
             Caller::Unknown => return Err(self.refuse(Refusal::StoreAway)),
@@ -143,7 +155,15 @@ impl Admission {
             Caller::Nobody | Caller::Anonymous | Caller::Service => None,
         };
         let subprotocol = offers_phoenix(request.headers()).then_some(PHOENIX);
-        Ok(Admitted { identity, subprotocol, addr: self.address(request) })
+        Ok(Admitted { identity, subprotocol, addr })
+    }
+
+    /// Checks only where a socket comes from: its dialect has its own proof of who it is.
+    ///
+    /// # Errors
+    /// A wrong origin, or too many calls from the address.
+    pub async fn admit_origin(&self, request: &HttpRequest) -> Result<IpAddr, Refusal> {
+        self.enter(request).await.map(|(addr, _)| addr)
     }
 
     /// Finds out who makes a call. The service key passes every check and is not limited.
@@ -154,7 +174,7 @@ impl Admission {
         if self.has_service_key(request.headers()) {
             return Ok(Caller::Service);
         }
-        let tokens = self.enter(request).await?;
+        let (_, tokens) = self.enter(request).await?;
         self.recognise(&tokens).await
     }
 
@@ -217,29 +237,31 @@ impl Admission {
         if allowed { Ok(true) } else { Err(self.refuse(Refusal::Origin)) }
     }
 
-    /// Origin and address; gives the tokens that came with the request.
-    async fn enter<'a>(&self, request: &'a HttpRequest) -> Result<Vec<Cow<'a, str>>, Refusal> {
+    /// Origin and address; gives the address and the tokens that came with the request.
+    async fn enter<'a>(&self, request: &'a HttpRequest) -> Result<(IpAddr, Vec<Token<'a>>), Refusal> {
         let cookies_count = self.check_origin(request.headers())?;
+        let addr = client_address(request.peer_addr(), request.headers(), &self.config.trusted_proxies);
         if self.config.rate_ip > 0 {
-            let addr = self.address(request);
             let decision = self.limiter.check(Subject::Ip(addr), self.config.rate_ip).await;
             if !decision.allowed {
                 return Err(self.refuse(Refusal::AddressRate { retry_after: decision.reset }));
             }
         }
-        Ok(tokens(request.query_string(), request.headers(), cookies_count))
+        Ok((addr, tokens(request.query_string(), request.headers(), cookies_count)))
     }
 
     /// Who the first valid token belongs to, limited by user.
-    async fn recognise(&self, tokens: &[Cow<'_, str>]) -> Result<Caller, Refusal> {
+    async fn recognise(&self, tokens: &[Token<'_>]) -> Result<Caller, Refusal> {
         let mut best = Caller::Nobody;
         for token in tokens {
-            match self.read(token).await {
+            match self.read(&token.text).await {
                 Caller::User(identity) => {
                     self.limit_user(&identity).await?;
                     return Ok(Caller::User(identity));
                 }
                 Caller::Nobody => {}
+                // Any key will do in open mode, so also one that cannot be checked just now.
+                Caller::Unknown if token.is_api_key && self.config.auth == AuthMode::Open => {}
                 other if best != Caller::Unknown => best = other,
                 _ => {}
             }
@@ -247,8 +269,8 @@ impl Admission {
         Ok(best)
     }
 
-    /// Whom `token` stands for.
-    async fn read(&self, token: &str) -> Caller {
+    /// Whom `token` stands for. Limits nothing: also for tokens that come over a socket later.
+    pub async fn read(&self, token: &str) -> Caller {
         if looks_like_jwt(token) {
             let claims = self.jwt.as_ref().and_then(|jwt| jwt.verify(token).ok());
             return claims.map_or(Caller::Nobody, |claims| self.of_claims(claims));
@@ -288,10 +310,6 @@ impl Admission {
             return Ok(());
         }
         Err(self.refuse(Refusal::UserRate { retry_after: decision.reset }))
-    }
-
-    fn address(&self, request: &HttpRequest) -> IpAddr {
-        client_address(request.peer_addr(), request.headers(), &self.config.trusted_proxies)
     }
 
     fn has_service_key(&self, headers: &HeaderMap) -> bool {
@@ -379,18 +397,21 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
 
 /// The tokens that came with a request, those meant for one person before those that may stand for
 /// an application. Cookies, which browsers add by themselves, only where `cookies_count`.
-pub fn tokens<'a>(query: &'a str, headers: &'a HeaderMap, cookies_count: bool) -> Vec<Cow<'a, str>> {
-    let mut found: Vec<Cow<'a, str>> = Vec::new();
-    found.extend(bearer(headers).map(Cow::Borrowed));
-    found.extend(protocols(headers).find_map(protocol_token).map(Cow::Owned));
+pub fn tokens<'a>(query: &'a str, headers: &'a HeaderMap, cookies_count: bool) -> Vec<Token<'a>> {
+    let mut found: Vec<Token<'a>> = Vec::new();
+    let mut add = |text: Cow<'a, str>, is_api_key| {
+        if !text.is_empty() && found.iter().all(|known| known.text != text) {
+            found.push(Token { text, is_api_key });
+        }
+    };
+    bearer(headers).into_iter().for_each(|token| add(token.into(), false));
+    protocols(headers).find_map(protocol_token).into_iter().for_each(|token| add(token.into(), false));
     let mut asked: Vec<(usize, Cow<'a, str>)> = query_tokens(query).collect();
     asked.sort_by_key(|(rank, _)| *rank);
-    found.extend(asked.into_iter().map(|(_, token)| token));
+    asked.into_iter().for_each(|(rank, token)| add(token, QUERY_NAMES[rank] == API_KEY));
     if cookies_count {
-        found.extend(cookie(headers).map(Cow::Borrowed));
+        cookie(headers).into_iter().for_each(|token| add(token.into(), false));
     }
-    found.retain(|token| !token.is_empty());
-    found.dedup();
     found
 }
 
@@ -401,11 +422,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// The tokens in a query with the rank of their names, one for each name.
 fn query_tokens(query: &str) -> impl Iterator<Item = (usize, Cow<'_, str>)> {
-    const NAMES: [&str; 3] = ["access_token", "token", "apikey"];
-    let mut seen = [false; NAMES.len()];
+    let mut seen = [false; QUERY_NAMES.len()];
     query.split('&').filter_map(move |pair| {
         let (name, value) = pair.split_once('=')?;
-        let rank = NAMES.iter().position(|known| *known == name)?;
+        let rank = QUERY_NAMES.iter().position(|known| *known == name)?;
         let value = percent_decode_str(value).decode_utf8().ok()?;
         (!std::mem::replace(&mut seen[rank], true)).then_some((rank, value))
     })

@@ -12,7 +12,7 @@ fn config(args: &[&str]) -> Config {
 fn admission(args: &[&str]) -> Admission {
     Admission {
         config: Arc::new(config(args)),
-        sessions: SessionManager::default(),
+        sessions: SessionManager::new(None, std::time::Duration::from_secs(3600)),
         jwt: None,
         limiter: RateLimiter::default(),
         metrics: Arc::new(Metrics::new()),
@@ -21,7 +21,7 @@ fn admission(args: &[&str]) -> Admission {
 
 async fn session_of(admission: &Admission, user: &str) -> String {
     let new = NewSession { user_id: user.into(), ..NewSession::default() };
-    admission.sessions.create(new).await.unwrap().token
+    admission.sessions.create(new).await.unwrap().0
 }
 
 fn get(uri: &str) -> TestRequest {
@@ -87,7 +87,7 @@ fn origins_are_compared_as_browsers_write_them() {
 fn found(request: TestRequest, cookies_count: bool) -> Vec<String> {
     let request = request.to_http_request();
     let found = tokens(request.query_string(), request.headers(), cookies_count);
-    found.into_iter().map(Cow::into_owned).collect()
+    found.into_iter().map(|token| token.text.into_owned()).collect()
 }
 
 #[test]
@@ -101,6 +101,7 @@ fn tokens_come_in_many_ways() {
     assert_eq!(found(cookie(), true), ["crumb"]);
     assert!(found(cookie(), false).is_empty());
     assert!(found(get("/?token=&apikey"), true).is_empty());
+    assert_eq!(found(get("/?token=same&apikey=same"), true), ["same"]);
     assert!(found(get("/").insert_header(("authorization", "Basic abc")), true).is_empty());
     assert!(found(get("/").insert_header(("cookie", "rollcall_session2=x")), true).is_empty());
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use actix_cors::Cors;
 use actix_web::http::header::{HeaderName, ORIGIN};
-use actix_web::{Resource, guard as guards, web};
+use actix_web::{HttpResponse, Resource, guard as guards, web};
 
 use crate::admission::{Admission, origin_allowed};
 use crate::channel::Rosters;
@@ -66,7 +66,13 @@ pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
         cfg.service(web::scope(prefix).guard(from_browser).wrap(cors(&origins)).configure(routes))
             .service(web::scope(prefix).configure(routes));
     }
-    cfg.default_service(web::to(problem::not_found));
+    cfg.service(web::resource("/socket/longpoll").wrap(cors(&origins)).to(no_long_poll))
+        .default_service(web::to(problem::not_found));
+}
+
+/// Answers Phoenix clients that fall back to long polling: any JSON here would make them throw.
+async fn no_long_poll() -> HttpResponse {
+    HttpResponse::NotFound().content_type("text/plain; charset=utf-8").body("long polling is not available")
 }
 
 fn v1(cfg: &mut web::ServiceConfig) {

@@ -13,8 +13,6 @@ use crate::admission::{Caller, Identity, Refusal, TokenKind};
 use crate::dialects::check_user;
 use crate::session::{NewSession, Session, SessionError};
 
-/// A session may be made to live this many seconds.
-const MAX_TTL: u64 = 31_536_000;
 /// Characters in an email, a role or a tier.
 const MAX_TEXT: usize = 320;
 /// Accounts do not exist here. 501 and not 503: trying again later would not help.
@@ -40,9 +38,6 @@ pub async fn create(_: Manager, body: Body, state: web::Data<AppState>) -> Resul
             return Err(Problem::bad_request(format!("{name} must have 1 to {MAX_TEXT} bytes")));
         }
     }
-    if call.ttl_seconds.is_some_and(|ttl| !(1..=MAX_TTL).contains(&ttl)) {
-        return Err(Problem::bad_request(format!("ttl_seconds must be from 1 to {MAX_TTL}")));
-    }
     let new = NewSession {
         user_id: call.user_id,
         email: call.email,
@@ -51,7 +46,8 @@ pub async fn create(_: Manager, body: Body, state: web::Data<AppState>) -> Resul
         anonymous: false,
         ttl: call.ttl_seconds.map(Duration::from_secs),
     };
-    Ok(granted(StatusCode::CREATED, &state.sessions.create(new).await?))
+    let (token, session) = state.sessions.create(new).await?;
+    Ok(granted(StatusCode::CREATED, &token, &session))
 }
 
 /// `DELETE /v1/sessions/{token}`
@@ -92,7 +88,8 @@ pub async fn sign_up(_: Guest, body: Body, state: web::Data<AppState>) -> Result
     }
     let new =
         NewSession { user_id: format!("anon-{}", Uuid::new_v4()), anonymous: true, ..NewSession::default() };
-    Ok(granted(StatusCode::OK, &state.sessions.create(new).await?))
+    let (token, session) = state.sessions.create(new).await?;
+    Ok(granted(StatusCode::OK, &token, &session))
 }
 
 /// `POST /auth/v1/token`
@@ -153,7 +150,7 @@ struct Granted<'a> {
     user: User<'a>,
 }
 
-fn granted(status: StatusCode, session: &Session) -> HttpResponse {
+fn granted(status: StatusCode, access_token: &str, session: &Session) -> HttpResponse {
     let user = User {
         id: &session.user_id,
         email: session.email.as_deref(),
@@ -161,8 +158,8 @@ fn granted(status: StatusCode, session: &Session) -> HttpResponse {
         tier: session.tier.as_deref(),
         anonymous: session.anonymous,
     };
-    let expires_in = session.ttl.as_secs();
-    answer::value(status, &Granted { access_token: &session.token, token_type: "bearer", expires_in, user })
+    let expires_in = session.expires_at.saturating_sub(session.created_at);
+    answer::value(status, &Granted { access_token, token_type: "bearer", expires_in, user })
 }
 
 fn done() -> HttpResponse {
@@ -170,7 +167,13 @@ fn done() -> HttpResponse {
 }
 
 impl From<SessionError> for Problem {
-    fn from(_: SessionError) -> Self {
-        Refusal::StoreAway.into()
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Unavailable(_) => Refusal::StoreAway.into(),
+            SessionError::BadTtl | SessionError::NoUser => Problem::bad_request(error.to_string()),
+            SessionError::NoRandomness => {
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "no session could be made")
+            }
+        }
     }
 }

@@ -20,7 +20,7 @@ fn state(args: &[&str]) -> web::Data<AppState> {
     let args = ["rollcall", "--service-key", KEY].iter().chain(args).copied();
     let config = Arc::new(Args::parse_from(args).check().unwrap());
     let metrics = Arc::new(Metrics::new());
-    let sessions = SessionManager::default();
+    let sessions = SessionManager::new(None, config.session_ttl);
     let cluster = Cluster::Local(LocalCluster::new(config.last_seen_ttl));
     web::Data::new(AppState {
         rosters: Rosters::default(),
@@ -362,4 +362,14 @@ async fn browsers_of_allowed_origins_may_look() {
     assert!(response.headers().contains_key("access-control-max-age"));
     let response = call_service(&app, get("/v1/channels").to_request()).await;
     assert!(!response.headers().contains_key("vary"));
+}
+
+#[actix_web::test]
+async fn long_polling_is_refused_without_json() {
+    let app = app!(state(&[]));
+    let call = get("/socket/longpoll?vsn=2.0.0").insert_header(("origin", "https://app.example"));
+    let response = call_service(&app, call.to_request()).await;
+    assert_eq!(response.status(), 404);
+    assert_eq!(response.headers().get("access-control-allow-origin").unwrap(), "*");
+    assert!(read_body(response).await.starts_with(b"long polling"));
 }
