@@ -1,3 +1,5 @@
 //! Rollcall: who is online in a channel, told to every browser at once and correctly.
 
 pub mod config;
+pub mod keys;
+pub mod redis_pool;
