@@ -19,4 +19,6 @@ pub mod rate_limit;
 pub mod redis_pool;
 pub mod reject;
 pub mod server;
+pub mod keys;
+pub mod redis_pool;
 pub mod session;
