@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
@@ -35,6 +36,9 @@ const API_KEY: &str = "apikey";
 const QUERY_NAMES: [&str; 3] = ["access_token", "token", API_KEY];
 /// The role of a token that stands for a project and not for a person.
 const ANON_ROLE: &str = "anon";
+
+/// By how much a tier multiplies the rate limit of its users. All others have the plain one.
+const TIERS: [(&str, u32); 2] = [("pro", 5), ("enterprise", 25)];
 
 /// What proved an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,8 +137,7 @@ pub struct Token<'a> {
 pub struct Admission {
     pub config: Arc<Config>,
     pub sessions: SessionManager,
-    /// None: JWTs are refused.
-    pub jwt: Option<JwtVerifier>,
+    pub jwt: JwtVerifier,
     pub limiter: RateLimiter,
     pub metrics: Arc<Metrics>,
 }
@@ -244,7 +247,7 @@ impl Admission {
         if self.config.rate_ip > 0 {
             let decision = self.limiter.check(Subject::Ip(addr), self.config.rate_ip).await;
             if !decision.allowed {
-                return Err(self.refuse(Refusal::AddressRate { retry_after: decision.reset }));
+                return Err(self.refuse(Refusal::AddressRate { retry_after: whole_seconds(decision.reset) }));
             }
         }
         Ok((addr, tokens(request.query_string(), request.headers(), cookies_count)))
@@ -272,7 +275,7 @@ impl Admission {
     /// Whom `token` stands for. Limits nothing: also for tokens that come over a socket later.
     pub async fn read(&self, token: &str) -> Caller {
         if looks_like_jwt(token) {
-            let claims = self.jwt.as_ref().and_then(|jwt| jwt.verify(token).ok());
+            let claims = self.jwt.verify(token, unix_seconds());
             return claims.map_or(Caller::Nobody, |claims| self.of_claims(claims));
         }
         match self.sessions.validate_session(token).await {
@@ -296,7 +299,7 @@ impl Admission {
             email: claims.email,
             role: claims.role,
             tier: claims.tier,
-            anonymous: false,
+            anonymous: claims.anonymous,
         })
     }
 
@@ -304,12 +307,12 @@ impl Admission {
         if self.config.rate_user == 0 {
             return Ok(());
         }
-        let limit = self.config.rate_user;
+        let limit = user_limit(self.config.rate_user, identity.tier.as_deref());
         let decision = self.limiter.check(Subject::User(&identity.user), limit).await;
         if decision.allowed {
             return Ok(());
         }
-        Err(self.refuse(Refusal::UserRate { retry_after: decision.reset }))
+        Err(self.refuse(Refusal::UserRate { retry_after: whole_seconds(decision.reset) }))
     }
 
     fn has_service_key(&self, headers: &HeaderMap) -> bool {
@@ -342,6 +345,21 @@ fn of_session(token: &str, session: Session) -> Identity {
         tier: session.tier,
         anonymous: session.anonymous,
     }
+}
+
+/// How many calls a user of `tier` may make where others may make `limit`.
+fn user_limit(limit: u32, tier: Option<&str>) -> u32 {
+    let factor = TIERS.iter().find(|(name, _)| Some(*name) == tier).map_or(1, |(_, factor)| *factor);
+    limit.saturating_mul(factor)
+}
+
+/// The seconds after which `time` is over.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX).max(1)
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Whether two secrets are the same, in a time that does not tell how much of them is.

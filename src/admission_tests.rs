@@ -13,8 +13,8 @@ fn admission(args: &[&str]) -> Admission {
     Admission {
         config: Arc::new(config(args)),
         sessions: SessionManager::new(None, std::time::Duration::from_secs(3600)),
-        jwt: None,
-        limiter: RateLimiter::default(),
+        jwt: JwtVerifier::new(None),
+        limiter: RateLimiter::new(None),
         metrics: Arc::new(Metrics::new()),
     }
 }
@@ -119,6 +119,14 @@ fn a_token_in_a_subprotocol_is_base64_of_either_alphabet() {
 }
 
 #[test]
+fn tiers_multiply_the_limit_of_a_user() {
+    assert_eq!((user_limit(120, None), user_limit(120, Some("free"))), (120, 120));
+    assert_eq!((user_limit(120, Some("pro")), user_limit(u32::MAX, Some("pro"))), (600, u32::MAX));
+    let seconds = |ms| whole_seconds(Duration::from_millis(ms));
+    assert_eq!((seconds(0), seconds(1_000), seconds(1_001)), (1, 1, 2));
+}
+
+#[test]
 fn secrets_are_compared_whole() {
     assert!(same_secret(b"abc", b"abc"));
     assert!(!same_secret(b"abc", b"abd") && !same_secret(b"abc", b"ab") && !same_secret(b"", b"a"));
@@ -193,6 +201,7 @@ async fn claims_name_a_user_or_stand_for_a_project() {
         email: None,
         tier: None,
         exp: Some(9),
+        anonymous: false,
     };
     let open = admission(&[]);
     let Caller::User(identity) = open.of_claims(claims(Some("ada"), Some("admin"))) else {

@@ -19,6 +19,4 @@ pub mod rate_limit;
 pub mod redis_pool;
 pub mod reject;
 pub mod server;
-pub mod keys;
-pub mod redis_pool;
 pub mod session;

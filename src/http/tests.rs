@@ -10,6 +10,7 @@ use super::*;
 use crate::channel::Published;
 use crate::cluster::LocalCluster;
 use crate::config::Args;
+use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::presence::{Entry, Ids, Roster};
 use crate::rate_limit::RateLimiter;
@@ -30,8 +31,8 @@ fn state(args: &[&str]) -> web::Data<AppState> {
         admission: Admission {
             config: Arc::clone(&config),
             sessions,
-            jwt: None,
-            limiter: RateLimiter::default(),
+            jwt: JwtVerifier::new(None),
+            limiter: RateLimiter::new(None),
             metrics: Arc::clone(&metrics),
         },
         config,
