@@ -1,6 +1,7 @@
 //! Rollcall: who is online in a channel, told to every browser at once and correctly.
 
 pub mod config;
+pub mod jwt;
 pub mod keys;
 pub mod redis_pool;
 pub mod session;
