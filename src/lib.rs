@@ -3,5 +3,6 @@
 pub mod config;
 pub mod jwt;
 pub mod keys;
+pub mod rate_limit;
 pub mod redis_pool;
 pub mod session;
