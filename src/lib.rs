@@ -3,6 +3,7 @@
 pub mod config;
 pub mod jwt;
 pub mod keys;
+pub mod lock;
 pub mod rate_limit;
 pub mod redis_pool;
 pub mod session;
