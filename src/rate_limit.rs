@@ -166,7 +166,8 @@ impl Inner {
     /// a time: it closes the way behind itself, and opens it for all when Redis answers.
     fn may_try(&self) -> bool {
         let closed_until = self.closed_until.load(Ordering::Relaxed);
-        closed_until == 0 || self.advance(&self.closed_until, closed_until, RETRY_AFTER)
+        // Longer than the attempt itself can take, so that no second one begins meanwhile.
+        closed_until == 0 || self.advance(&self.closed_until, closed_until, 2 * RETRY_AFTER)
     }
 
     fn failed(&self, error: &RedisError) {
