@@ -25,7 +25,7 @@ use crate::dialects::{self, WireFormat};
 use crate::metrics::Metrics;
 use crate::reject::Close;
 
-pub use actor::{CloseSessions, Drain, HubActor, Hubs, Tie};
+pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
 pub use frames::{close, close_echo, ping, pong, text};
 pub use outbox::{ConnId, Ended, Outbox};
 
