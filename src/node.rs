@@ -99,8 +99,11 @@ fn cluster(
 fn on_revoked(sessions: SessionManager, hubs: Hubs) -> RevokedFn {
     Arc::new(move |revoked| match revoked {
         Revoked::Token(token) => {
-            sessions.forget(&token);
-            hubs.tell(CloseSessions { tokens: Arc::new([token]) });
+            let (sessions, hubs) = (sessions.clone(), hubs.clone());
+            actix::spawn(async move {
+                sessions.forget(&token).await;
+                hubs.tell(CloseSessions { tokens: Arc::new([token]) });
+            });
         }
         Revoked::Unknown => sessions.forget_all(),
     })

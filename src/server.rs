@@ -152,7 +152,7 @@ fn app_state(node: &Node) -> AppState {
     let admission = Admission {
         config: Arc::clone(&node.config),
         sessions: node.sessions.clone(),
-        jwt: node.config.jwt_secret.as_ref().map(JwtVerifier::new),
+        jwt: JwtVerifier::new(node.config.jwt_secret.as_ref()),
         limiter: RateLimiter::new(node.pool.clone()),
         metrics: Arc::clone(&node.metrics),
     };

@@ -142,7 +142,7 @@ impl Keeper {
             self.bus.tell_all(|| Told::NodeDown(node));
         }
         let name = format!("presence-clean-up-{node}");
-        let lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
+        let mut lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
         if lock.try_acquire().await.unwrap_or(false) {
             let cleaned = clean_up(&self.bus, node).await;
             // Left to its time if Redis is away now.
