@@ -37,7 +37,8 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     let settled: HashSet<NodeId> = nodes
         .iter()
         .enumerate()
-        .filter(|(at, _)| settled(&before, *at) && settled(&after, *at))
+        // Of the dead, nothing is left to come either.
+        .filter(|(at, node)| bus.is_buried(**node) || settled(&before, *at) && settled(&after, *at))
         .map(|(_, node)| *node)
         .collect();
     let mut parts = parse_parts(&found);
