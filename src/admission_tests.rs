@@ -3,6 +3,7 @@ use clap::Parser as _;
 
 use super::*;
 use crate::config::Args;
+use crate::redis_pool::test_redis::nowhere;
 use crate::session::NewSession;
 
 fn config(args: &[&str]) -> Config {
@@ -226,4 +227,25 @@ async fn the_service_key_passes_all_limits() {
     assert_eq!(admission.caller(&call("a-long-service-kez")).await, Ok(Caller::Nobody));
     let refused = admission.caller(&call("guess")).await.unwrap_err();
     assert_eq!(refused, Refusal::AddressRate { retry_after: refused.retry_after().unwrap() });
+}
+
+#[actix_web::test]
+async fn while_the_store_is_away_a_token_is_neither_right_nor_wrong() {
+    let with = |args: &[&str]| {
+        let sessions = SessionManager::new(Some(nowhere()), Duration::from_secs(3600));
+        Admission { sessions, ..admission(args) }
+    };
+    let (open, closed) = (with(&[]), with(&["--auth", "session"]));
+    let request = |uri: &str| get(uri).to_http_request();
+    for admission in [&open, &closed] {
+        let refused = admission.admit(&request("/?token=whose")).await.unwrap_err();
+        assert_eq!((refused, refused.status().as_u16()), (Refusal::StoreAway, 503));
+        let caller = admission.caller(&request("/?token=whose")).await.unwrap();
+        assert_eq!(caller, Caller::Unknown);
+        assert_eq!(admission.known(caller).unwrap_err(), Refusal::StoreAway);
+    }
+    assert_eq!(open.may_read(&Caller::Unknown), Ok(()), "in open mode anyone may read");
+    assert_eq!(closed.may_read(&Caller::Unknown), Err(Refusal::StoreAway));
+    assert!(open.admit(&request("/?apikey=any")).await.is_ok(), "in open mode any key will do");
+    assert_eq!(closed.admit(&request("/?apikey=any")).await.unwrap_err(), Refusal::StoreAway);
 }
