@@ -8,7 +8,7 @@ use crate::histogram::Histogram;
 /// One read takes what a socket has, up to this.
 const READ_BUFFER: usize = 256 * 1024;
 /// More errors than this only repeat the first.
-const KEPT_ERRORS: usize = 20;
+const KEPT_ERRORS: usize = 5;
 
 pub struct World {
     nodes: usize,
