@@ -21,8 +21,8 @@ RUN touch src/main.rs src/lib.rs \
  && strip --strip-debug target/release/rollcall
 
 FROM debian:bookworm-slim
-RUN groupadd --system --gid 10001 rollcall \
- && useradd --system --uid 10001 --gid rollcall --no-create-home --shell /usr/sbin/nologin rollcall
+RUN groupadd --gid 10001 rollcall \
+ && useradd --uid 10001 --gid rollcall --no-create-home --shell /usr/sbin/nologin rollcall
 COPY --from=build /build/target/release/rollcall /usr/local/bin/rollcall
 USER 10001:10001
 

@@ -55,6 +55,15 @@ pub struct Metrics {
     pub count_l1_hits: Count,
     pub count_l1_misses: Count,
     pub count_l2_reads: Count,
+    pub session_l1_hits: Count,
+    pub session_l1_misses: Count,
+    pub session_l2_hits: Count,
+    pub session_l2_misses: Count,
+    pub rate_checks_degraded: Count,
+    pub redis_writes_waiting: Gauge,
+    pub redis_pool_size: Gauge,
+    pub redis_pool_available: Gauge,
+    pub redis_pool_waiting: Gauge,
 }
 
 macro_rules! register {
@@ -120,6 +129,15 @@ impl Metrics {
             count_l1_hits: Count::default(), "Counts answered from this process";
             count_l1_misses: Count::default(), "Counts of channels that do not live on this node";
             count_l2_reads: Count::default(), "Counts read from Redis";
+            session_l1_hits: Count::default(), "Sessions found in this process";
+            session_l1_misses: Count::default(), "Sessions that were not in this process";
+            session_l2_hits: Count::default(), "Sessions found in Redis";
+            session_l2_misses: Count::default(), "Tokens that were no session in Redis either";
+            rate_checks_degraded: Count::default(), "Rate limits counted by this node alone because Redis was away";
+            redis_writes_waiting: Gauge::default(), "Presence writes that wait for Redis";
+            redis_pool_size: Gauge::default(), "Pooled connections to Redis";
+            redis_pool_available: Gauge::default(), "Pooled connections to Redis that nobody uses";
+            redis_pool_waiting: Gauge::default(), "Callers who wait for a pooled connection to Redis";
         }
     }
 

@@ -1,4 +1,4 @@
-//! Assembly: puts the parts together, runs them, and takes them apart in order.
+//! The server: HTTP and WebSockets around a node, and the order in which a node goes away.
 
 use std::cell::OnceCell;
 use std::future::Future;
@@ -7,20 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use actix::Arbiter;
 use actix_web::dev::{Extensions, ServerHandle};
+use actix_web::http::StatusCode;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::channel::{Registry, Rosters, Shared};
-use crate::cluster::{Cluster, LocalCluster, RedisCluster, Ttls};
+use crate::admission::{Admission, Admitted, TokenKind};
 use crate::config::Config;
-use crate::connection::{self, Admission, ConnectParams, Sockets};
-use crate::hub::{Drain, Hubs, SharedHub};
-use crate::lifecycle::{Lifecycle, Stage};
-use crate::metrics::Metrics;
-use crate::presence::{Ids, NodeId};
-use crate::redis_pool::RedisPool;
+use crate::connection::{self, ConnectParams, Sockets};
+use crate::http::{self, AppState, Problem, Remote};
+use crate::hub::{Drain, SharedHub, Tie};
+use crate::jwt::JwtVerifier;
+use crate::lifecycle::Stage;
+use crate::node::Node;
+use crate::rate_limit::RateLimiter;
 
 /// Connections that may wait to be accepted. The kernel's own bound may be lower.
 const BACKLOG: i32 = 8_192;
@@ -28,6 +28,9 @@ const BACKLOG: i32 = 8_192;
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Sockets are told to go over this time when the node drains.
 const DRAIN_OVER: Duration = Duration::from_secs(3);
+/// What the engine gathers before it writes to a socket: enough for many small frames, and little
+/// enough that ten thousand connections that were busy once do not keep much.
+const WRITE_BUFFER: usize = 16 * 1024;
 
 /// An address could not be listened on.
 #[derive(Debug)]
@@ -65,15 +68,24 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Ends when the process is asked to stop (SIGTERM or SIGINT).
+/// Ends when the process is asked to stop (SIGTERM or SIGINT). Asked again, the process ends at once.
 pub async fn stop_signal() {
+    signalled().await;
+    actix::spawn(async {
+        signalled().await;
+        tracing::warn!("asked to stop twice: ending at once");
+        std::process::exit(1);
+    });
+}
+
+async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
     let wait = |kind| async move {
         match signal(kind) {
             Ok(mut signal) => {
                 signal.recv().await;
             }
-            // Without the signal there is still the other one.
+            // Without this signal there is still the other one.
             Err(_) => std::future::pending().await,
         }
     };
@@ -91,34 +103,32 @@ thread_local! {
 /// Runs a node until `stop` ends, then drains it. Must be called in an actix system.
 ///
 /// # Errors
-/// What the HTTP server could not do.
-pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: impl Future<Output = ()>) -> io::Result<()> {
-    let metrics = Arc::new(Metrics::new());
-    let lifecycle = Arc::new(Lifecycle::default());
-    let ids = Ids::new(NodeId::random());
-    let shared = Arc::new(Shared {
-        ids: ids.clone(),
-        grace: config.grace,
-        heartbeat: config.presence_ttl / 3,
-        rosters: Rosters::default(),
-        cluster: cluster(&config, ids.node(), &metrics),
-        metrics: Arc::clone(&metrics),
-    });
-    let arbiters = (0..config.workers.div_ceil(4)).map(|_| Arbiter::new().handle()).collect();
-    let registry = Registry::new(shared, arbiters);
-    let hubs = Hubs::default();
-    let limits = Arc::new(config.limits.clone());
-    let (r, h, m) = (registry.clone(), hubs.clone(), Arc::clone(&metrics));
+/// What the node or the HTTP server could not do.
+pub async fn run(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    warn_of_risks(&config);
+    let node = Node::start(config).map_err(io::Error::other)?;
+    let config = Arc::clone(&node.config);
+    let state = web::Data::new(app_state(&node));
+    let (registry, hubs, check) = (node.registry.clone(), node.hubs.clone(), node.session_check());
+    let (limits, metrics) = (Arc::new(config.limits.clone()), Arc::clone(&node.metrics));
     let mut server = HttpServer::new(move || {
-        let hub = HUB.with(|cell| cell.get_or_init(|| h.start_here(r.clone(), Arc::new(|_, _| {}))).clone());
-        let sockets = Sockets { hub, limits: Arc::clone(&limits), metrics: Arc::clone(&m) };
+        let hub = HUB.with(|cell| {
+            let start = || hubs.start_here(registry.clone(), Arc::clone(&check));
+            cell.get_or_init(start).clone()
+        });
+        let sockets = Sockets { hub, limits: Arc::clone(&limits), metrics: Arc::clone(&metrics) };
+        let state = state.clone();
         App::new()
             .app_data(sockets)
-            .route("/healthz", web::get().to(|| async { HttpResponse::Ok().body("ok") }))
-            .route("/socket/websocket", web::get().to(socket))
+            .route("/socket/websocket", web::get().to(phoenix_socket))
+            .configure(move |cfg| http::configure(cfg, state))
     })
     .workers(config.workers)
-    .h1_write_buffer_size(16 * 1024)
+    .h1_write_buffer_size(WRITE_BUFFER)
     .client_disconnect_timeout(Duration::from_secs(1))
     .shutdown_timeout(1)
     .max_connections(config.limits.max_connections)
@@ -130,44 +140,71 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, stop: impl Future<
     let server = server.run();
     let handle = server.handle();
     let running = actix::spawn(server);
-    lifecycle.enter(Stage::Ready);
-    tracing::info!(node = %ids.node(), addresses = ?config.listen, "ready");
+    node.lifecycle.enter(Stage::Ready);
+    tracing::info!(node = %node.id, addresses = ?config.listen, "ready");
     stop.await;
-    drain(&config, &lifecycle, &handle, &hubs, &registry, &metrics).await;
+    drain(&node, &handle).await;
     running.await.map_err(io::Error::other)?
 }
 
-/// The way to the other nodes, if there are any.
-fn cluster(config: &Config, node: NodeId, metrics: &Arc<Metrics>) -> Cluster {
-    let Some(url) = &config.redis_url else { return Cluster::Local(LocalCluster::new(config.last_seen_ttl)) };
-    let ttls = Ttls { presence: config.presence_ttl, node: config.node_ttl, last_seen: config.last_seen_ttl };
-    let pool = RedisPool::new(url).expect("checked");
-    Cluster::Redis(RedisCluster::start(
-        node,
-        url.clone(),
-        pool,
-        ttls,
-        Arc::clone(metrics),
-        Arc::new(|_| {}),
-        Arbiter::new().handle(),
-    ))
+fn app_state(node: &Node) -> AppState {
+    let shared = node.registry.shared();
+    let admission = Admission {
+        config: Arc::clone(&node.config),
+        sessions: node.sessions.clone(),
+        jwt: JwtVerifier::new(node.config.jwt_secret.as_ref()),
+        limiter: RateLimiter::new(node.pool.clone()),
+        metrics: Arc::clone(&node.metrics),
+    };
+    AppState {
+        config: Arc::clone(&node.config),
+        rosters: shared.rosters.clone(),
+        cluster: shared.cluster.clone(),
+        remote: Remote::new(shared.cluster.clone(), Arc::clone(&node.metrics)),
+        sessions: node.sessions.clone(),
+        hubs: node.hubs.clone(),
+        admission,
+        pool: node.pool.clone(),
+        metrics: Arc::clone(&node.metrics),
+        lifecycle: Arc::clone(&node.lifecycle),
+        node: node.id,
+    }
 }
 
-async fn drain(config: &Config, lifecycle: &Lifecycle, handle: &ServerHandle, hubs: &Hubs, registry: &Registry, metrics: &Metrics) {
+/// Says what works and is nevertheless a risk.
+fn warn_of_risks(config: &Config) {
+    for (name, secret) in [("JWT_SECRET", &config.jwt_secret), ("SERVICE_KEY", &config.service_key)] {
+        if secret.as_ref().is_some_and(crate::config::Secret::is_weak) {
+            tracing::warn!("{name} has fewer than 16 bytes and could be guessed");
+        }
+    }
+    if config.auth == crate::config::AuthMode::Open && !config.loopback_only {
+        tracing::warn!(
+            "ROLLCALL_AUTH=open beyond loopback: anyone who reaches this address may take any name"
+        );
+    }
+}
+
+/// Not ready, no new connections; sockets told to go, in slices; own presence taken back and
+/// announced; the lease given back; the end. At most about eight seconds.
+async fn drain(node: &Node, handle: &ServerHandle) {
+    let metrics = &node.metrics;
     tracing::info!(connections = metrics.connections.get(), "draining");
-    lifecycle.enter(Stage::Draining);
+    node.lifecycle.enter(Stage::Draining);
     handle.pause().await;
     if metrics.connections.get() > 0 {
-        hubs.tell(Drain { over: DRAIN_OVER });
+        node.hubs.tell(Drain { over: DRAIN_OVER });
         until(DRAIN_OVER + Duration::from_secs(1), || metrics.connections.get() == 0).await;
         // Whoever comes back elsewhere within the grace is not seen to leave.
-        until(config.grace.min(Duration::from_secs(2)), || metrics.members.get() == 0).await;
+        until(node.config.grace.min(Duration::from_secs(2)), || metrics.members.get() == 0).await;
     }
-    registry.drain();
+    node.registry.drain();
     until(Duration::from_secs(1), || metrics.members.get() == 0).await;
-    let left = tokio::time::timeout(Duration::from_secs(2), registry.shared().cluster.leave()).await;
-    if left.is_err() {
-        tracing::warn!("Redis did not answer in time; the others will notice by the lease that this node is gone");
+    let leaving = node.registry.shared().cluster.leave();
+    if tokio::time::timeout(Duration::from_secs(2), leaving).await.is_err() {
+        tracing::warn!(
+            "Redis did not answer in time: the others will see by the lease that this node is gone"
+        );
     }
     handle.stop(true).await;
     tracing::info!("stopped");
@@ -184,18 +221,32 @@ async fn until(most: Duration, done: impl Fn() -> bool) {
 fn on_connect(connection: &dyn std::any::Any, _: &mut Extensions) {
     if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
         let socket = SockRef::from(stream);
-        // Both only make dead peers go sooner; without them the sweep finds them.
+        // Both only make things quicker; without them the sweep finds dead peers.
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
     }
 }
 
-async fn socket(request: HttpRequest, payload: web::Payload) -> actix_web::Result<HttpResponse> {
+/// `GET /socket/websocket`
+async fn phoenix_socket(
+    request: HttpRequest,
+    payload: web::Payload,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, actix_web::Error> {
+    let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
     let Some(sockets) = request.app_data::<Sockets>() else {
-        return Ok(HttpResponse::InternalServerError().finish());
+        return Err(actix_web::error::ErrorInternalServerError("no hub on this thread"));
     };
-    let Ok(params) = ConnectParams::read(request.query_string(), &sockets.limits) else {
-        return Ok(HttpResponse::Forbidden().finish());
+    let params = ConnectParams::read(request.query_string(), &sockets.limits)
+        .map_err(|error| Problem::new(StatusCode::FORBIDDEN, error.to_string()))?;
+    Ok(connection::open(&request, payload, sockets, params, admission(admitted))?)
+}
+
+fn admission(admitted: Admitted) -> connection::Admission {
+    let Some(identity) = admitted.identity else { return connection::Admission { user: None, tie: None } };
+    let tie = match identity.token {
+        TokenKind::Opaque(token) => Tie::Session { token: token.into(), checked: Instant::now() },
+        TokenKind::Jwt { exp } => Tie::Jwt { expires: exp },
     };
-    Ok(connection::open(&request, payload, sockets, params, Admission { user: None, tie: None })?)
+    connection::Admission { user: Some(identity.user), tie: Some(tie) }
 }

@@ -7,7 +7,10 @@ fn sources(at: &Path) -> Vec<PathBuf> {
         return vec![at.to_owned()];
     }
     let entries = std::fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| sources(&path)).filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
+    entries
+        .flat_map(|path| sources(&path))
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .collect()
 }
 
 /// The code of a file without its tests.

@@ -49,8 +49,7 @@ impl Update {
 
     /// The finished frame in `format`; `finish` turns text into a frame, the first time only.
     pub fn frame(&self, format: WireFormat, finish: impl FnOnce(&str) -> Bytes) -> &Bytes {
-        self.frames[format.index()]
-            .get_or_init(|| finish(&dialects::diff(format, &self.channel, &self.diff)))
+        self.frames[format.index()].get_or_init(|| finish(&dialects::diff(format, &self.channel, &self.diff)))
     }
 }
 

@@ -61,7 +61,8 @@ impl Registry {
         let mut lodgings = self.lodgings();
         let lodging = lodgings.entry(Arc::clone(channel)).or_insert_with(|| {
             let (name, registry) = (Arc::clone(channel), self.clone());
-            let address = Channel::start_in_arbiter(self.arbiter(channel), move |_| Channel::new(name, registry));
+            let address =
+                Channel::start_in_arbiter(self.arbiter(channel), move |_| Channel::new(name, registry));
             self.inner.shared.metrics.channels.inc();
             Lodging { address, attached: 0 }
         });

@@ -27,7 +27,8 @@ impl Published {
 
     /// The roster as the payload of the dialect's state message.
     pub fn state(&self, format: WireFormat) -> Bytes {
-        let made = self.states[format.index()].get_or_init(|| dialects::state_payload(format, &self.snapshot));
+        let made =
+            self.states[format.index()].get_or_init(|| dialects::state_payload(format, &self.snapshot));
         made.clone()
     }
 }
@@ -55,7 +56,7 @@ impl Rosters {
         self.cache.iter().map(|(name, roster)| (Arc::clone(&*name), roster))
     }
 
-    pub(super) fn publish(&self, channel: &Arc<str>, roster: Arc<Published>) {
+    pub(crate) fn publish(&self, channel: &Arc<str>, roster: Arc<Published>) {
         self.cache.insert(Arc::clone(channel), roster);
     }
 

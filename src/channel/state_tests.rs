@@ -174,7 +174,8 @@ fn a_gap_is_read_once_and_what_came_meanwhile_is_heard_after() {
 
 #[test]
 fn a_channel_that_could_not_be_read_shows_what_it_knows() {
-    let mut bench = Bench { state: ChannelState::new(Ids::new(NodeId::random()), GRACE), now: Instant::now() };
+    let mut bench =
+        Bench { state: ChannelState::new(Ids::new(NodeId::random()), GRACE), now: Instant::now() };
     bench.track(1, "ada", "{}");
     bench.state.read_again();
     assert!(!bench.state.is_live());

@@ -32,12 +32,8 @@ const CLEAN_UP_SECONDS: u64 = 30;
 pub async fn run(bus: Arc<Bus>) {
     let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut keeper = Keeper {
-        judge_from: Instant::now() + bus.node_ttl,
-        bus,
-        held: None,
-        cleaning: HashSet::new(),
-    };
+    let mut keeper =
+        Keeper { judge_from: Instant::now() + bus.node_ttl, bus, held: None, seen: HashSet::new() };
     loop {
         ticks.tick().await;
         if keeper.look().await.is_err() {
@@ -62,7 +58,9 @@ struct Keeper {
     /// What the lease was last set to, and when.
     held: Option<(&'static str, Instant)>,
     judge_from: Instant,
-    cleaning: HashSet<NodeId>,
+    /// The nodes that were seen alive. Another survivor may clean up after one, and take it off the
+    /// list, before this node has looked.
+    seen: HashSet<NodeId>,
 }
 
 impl Keeper {
@@ -81,16 +79,21 @@ impl Keeper {
             self.bus.lost.notify_one();
         }
         self.renew().await?;
+        let listed: HashSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
         let others: Vec<NodeId> =
-            listed.iter().filter_map(|node| node.parse().ok()).filter(|node| *node != self.bus.node).collect();
+            listed.union(&self.seen).filter(|node| **node != self.bus.node).copied().collect();
         let alive = self.alive(&others).await?;
         self.bus.metrics.nodes.set(alive.len() as i64 + 1);
         self.welcome_back(&alive);
         if Instant::now() >= self.judge_from {
             for node in others.into_iter().filter(|node| !alive.contains(node)) {
-                self.say_goodbye(node).await?;
+                self.say_goodbye(node);
+                if listed.contains(&node) {
+                    self.clean_up_after(node).await?;
+                }
             }
         }
+        self.seen.extend(alive);
         Ok(())
     }
 
@@ -132,23 +135,27 @@ impl Keeper {
             tracing::info!(nodes = ?back, "nodes are back");
             self.bus.tell_all(|| Told::ReadAgain);
         }
-        self.cleaning.retain(|node| !alive.contains(node));
     }
 
-    async fn say_goodbye(&mut self, node: NodeId) -> Result<(), RedisError> {
+    fn say_goodbye(&mut self, node: NodeId) {
+        self.seen.remove(&node);
         if self.bus.bury(node) {
-            tracing::warn!(%node, "a node is dead; saying goodbye for its members");
+            tracing::warn!(%node, "a node is gone; saying goodbye for its members");
             self.bus.metrics.nodes_lost.inc();
             self.bus.tell_all(|| Told::NodeDown(node));
         }
+    }
+
+    /// One survivor does it; if that one fails, the node is still listed and another tries.
+    async fn clean_up_after(&self, node: NodeId) -> Result<(), RedisError> {
         let name = format!("presence-clean-up-{node}");
-        let lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
+        let mut lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
         if lock.try_acquire().await.unwrap_or(false) {
             let cleaned = clean_up(&self.bus, node).await;
             // Left to its time if Redis is away now.
             let _ = lock.release().await;
             cleaned?;
-            tracing::info!(%node, "cleaned up after a dead node");
+            tracing::info!(%node, "cleaned up after a node that is gone");
         }
         Ok(())
     }

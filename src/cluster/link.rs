@@ -31,7 +31,8 @@ impl From<RedisError> for LinkError {
 /// # Errors
 /// [`LinkError`].
 pub async fn commands(url: &Secret) -> Result<MultiplexedConnection, LinkError> {
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None);
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None);
     let client = Client::open(info(url)?)?;
     within(client.get_multiplexed_async_connection_with_config(&config)).await
 }

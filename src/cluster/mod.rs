@@ -148,7 +148,8 @@ impl RedisCluster {
     }
 
     fn read(&self, channel: &Arc<str>, asked: HashMap<NodeId, u64>, to: Recipient<Told>) {
-        let (bus, readings, channel) = (Arc::clone(&self.bus), Arc::clone(&self.readings), Arc::clone(channel));
+        let (bus, readings, channel) =
+            (Arc::clone(&self.bus), Arc::clone(&self.readings), Arc::clone(channel));
         self.arbiter.spawn(async move {
             // The semaphore is never closed.
             let _permit = readings.acquire().await;
@@ -281,9 +282,7 @@ impl Cluster {
     /// [`Away`].
     pub async fn user(&self, user: &str) -> Result<UserPresence, Away> {
         match self {
-            Self::Local(local) => {
-                Ok(UserPresence { channels: Vec::new(), last_seen: local.last_seen(user) })
-            }
+            Self::Local(local) => Ok(UserPresence { channels: Vec::new(), last_seen: local.last_seen(user) }),
             Self::Redis(redis) => reader::user(&redis.bus, user).await,
         }
     }

@@ -33,11 +33,13 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
     let (before, found, after): (Vec<Option<String>>, Value, Vec<Option<String>>) =
         bus.pool.pipeline(&pipeline).await?;
-    let settled = |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
+    let settled =
+        |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
     let settled: HashSet<NodeId> = nodes
         .iter()
         .enumerate()
-        .filter(|(at, _)| settled(&before, *at) && settled(&after, *at))
+        // Of the dead, nothing is left to come either.
+        .filter(|(at, node)| bus.is_buried(**node) || settled(&before, *at) && settled(&after, *at))
         .map(|(_, node)| *node)
         .collect();
     let mut parts = parse_parts(&found);

@@ -130,6 +130,8 @@ impl Subscriber {
                 if let Ok(node) = text.parse()
                     && node != self.bus.node
                 {
+                    // It has said goodbye itself, so the lease task has nothing to add.
+                    self.bus.bury(node);
                     self.bus.tell_all(|| Told::NodeDown(node));
                 }
             }

@@ -95,7 +95,8 @@ pub fn value(node: NodeId, entry: &Entry) -> Result<String, Foreign> {
 /// # Errors
 /// [`Foreign`].
 pub fn parse_value(user: &Arc<str>, field: &str, text: &str) -> Result<(NodeId, u64, Entry), Foreign> {
-    let (node, seat) = keys::parse_field(field).ok_or_else(|| Foreign("a field of another form".to_owned()))?;
+    let (node, seat) =
+        keys::parse_field(field).ok_or_else(|| Foreign("a field of another form".to_owned()))?;
     let HashValue { reference, meta, since, .. } = serde_json::from_str(text)?;
     let user = Arc::clone(user);
     Ok((node, seat, entry(user, &reference, meta, since)?))

@@ -137,7 +137,12 @@ impl Writer<'_> {
             .map(|reply| match reply {
                 Ok(value) => Ok(value),
                 Err(error) if error.code() == Some("NOSCRIPT") => Err(Failure::NoScript),
-                Err(error) if matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "MISCONF" | "OOM")) => {
+                Err(error)
+                    if matches!(
+                        error.code(),
+                        Some("READONLY" | "LOADING" | "MASTERDOWN" | "MISCONF" | "OOM")
+                    ) =>
+                {
                     Err(Failure::Lost("the server cannot be written to"))
                 }
                 Err(error) => {
@@ -341,11 +346,13 @@ impl Beat {
         let (mut versions, mut missing) = (HashMap::new(), Vec::new());
         for at in 0..chunks {
             let Some(reply) = replies.get(self.first_reply + at) else { return };
-            let Ok((gone, found)) = redis::from_redis_value_ref::<(Vec<usize>, Vec<(String, u64)>)>(reply) else {
+            let Ok((gone, found)) = redis::from_redis_value_ref::<(Vec<usize>, Vec<(String, u64)>)>(reply)
+            else {
                 return;
             };
             missing.extend(gone.iter().filter_map(|n| self.seats.get(at * CHUNK + n.checked_sub(1)?)));
-            versions = found.into_iter().filter_map(|(node, v)| Some((node.parse::<NodeId>().ok()?, v))).collect();
+            versions =
+                found.into_iter().filter_map(|(node, v)| Some((node.parse::<NodeId>().ok()?, v))).collect();
         }
         self.to.do_send(Told::Beaten { versions, missing });
     }

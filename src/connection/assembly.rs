@@ -98,7 +98,8 @@ mod tests {
         assembly.add(Item::FirstBinary(bytes("abc")), 5).unwrap();
         assert_eq!(assembly.add(Item::FirstText(bytes("abc")), 5), Err(Broken::Disordered));
         assembly.add(Item::FirstText(bytes("")), 5).unwrap();
-        let endless = (0..MAX_PIECES).map(|_| assembly.add(Item::Continue(bytes("")), 5)).find(Result::is_err);
+        let endless =
+            (0..MAX_PIECES).map(|_| assembly.add(Item::Continue(bytes("")), 5)).find(Result::is_err);
         assert_eq!(endless, Some(Err(Broken::TooLarge)));
     }
 }

@@ -17,7 +17,7 @@ impl Bench {
             session_user: None,
             claimed_user: None,
             claimed_meta: None,
-            fallback_user: "anon-1".into(),
+            fallback: "0000000000000001".parse().unwrap(),
         };
         let now = Instant::now();
         Self { state: ConnectionState::new(client, Arc::clone(&limits), now), limits, now }
@@ -56,11 +56,10 @@ fn a_join_is_answered_then_viewed_then_present() {
     let mut bench = Bench::new(&[]);
     let effects = bench.say(r#"["3","3","r","phx_join",{"user_id":7,"meta":{"a":1}}]"#);
     assert_eq!(effects, [ok_to("3", "3"), r#"view r Some("3")"#.into(), r#"track r 7 {"a":1}"#.into()]);
-    assert_eq!(bench.say(r#"["3","4","r","phx_leave",{}]"#)[..3], [
-        "untrack r".to_owned(),
-        "unview r".into(),
-        ok_to("3", "4")
-    ]);
+    assert_eq!(
+        bench.say(r#"["3","4","r","phx_leave",{}]"#)[..3],
+        ["untrack r".to_owned(), "unview r".into(), ok_to("3", "4")]
+    );
     // Leaving what is not joined is fine.
     assert_eq!(bench.say(r#"["3","5","r","phx_leave",{}]"#), [ok_to("3", "5")]);
 }
@@ -69,8 +68,9 @@ fn a_join_is_answered_then_viewed_then_present() {
 fn an_observer_is_not_present_until_it_tracks() {
     let mut bench = Bench::new(&[]);
     assert_eq!(bench.say(r#"["3","3","r","phx_join",{"observe":true}]"#).len(), 2);
-    let effects = bench.say(r#"["3","4","r","presence",{"type":"presence","event":"track","payload":{"b":2}}]"#);
-    assert_eq!(effects, [r#"track r anon-1 {"b":2}"#.to_owned(), ok_to("3", "4")]);
+    let effects =
+        bench.say(r#"["3","4","r","presence",{"type":"presence","event":"track","payload":{"b":2}}]"#);
+    assert_eq!(effects, [r#"track r anon-0000000000000001 {"b":2}"#.to_owned(), ok_to("3", "4")]);
     let untrack = r#"["3","5","r","presence",{"type":"presence","event":"untrack"}]"#;
     assert_eq!(bench.say(untrack), ["untrack r".to_owned(), ok_to("3", "5")]);
     assert_eq!(bench.say(untrack), [ok_to("3", "5")]);
@@ -81,12 +81,15 @@ fn a_second_join_replaces_the_first_and_keeps_its_seat() {
     let mut bench = Bench::new(&[]);
     bench.say(r#"["3","3","r","phx_join",{"user_id":"ada"}]"#);
     let effects = bench.say(r#"["5","5","r","phx_join",{"user_id":"ada","meta":{"a":1}}]"#);
-    assert_eq!(effects, [
-        r#"["3","3","r","phx_close",{}]"#.to_owned(),
-        ok_to("5", "5"),
-        r#"view r Some("5")"#.into(),
-        r#"track r ada {"a":1}"#.into()
-    ]);
+    assert_eq!(
+        effects,
+        [
+            r#"["3","3","r","phx_close",{}]"#.to_owned(),
+            ok_to("5", "5"),
+            r#"view r Some("5")"#.into(),
+            r#"track r ada {"a":1}"#.into()
+        ]
+    );
     // As somebody else, or to observe: the old presence ends.
     assert!(bench.say(r#"["6","6","r","phx_join",{"user_id":"bob"}]"#).contains(&"untrack r".to_owned()));
     assert!(bench.say(r#"["7","7","r","phx_join",{"observe":true}]"#).contains(&"untrack r".to_owned()));
@@ -153,7 +156,7 @@ fn presence_calls_over_the_rate_are_accepted_and_the_newest_is_applied() {
     }
     assert_eq!((applied, wakes), (20, 1));
     let effects = bench.state.wake(bench.now + Duration::from_millis(200));
-    assert_eq!(effects.iter().map(short).collect::<Vec<_>>(), [r#"track r anon-1 {"n":49}"#]);
+    assert_eq!(effects.iter().map(short).collect::<Vec<_>>(), [r#"track r anon-0000000000000001 {"n":49}"#]);
     assert!(bench.state.wake(bench.now + Duration::from_secs(1)).is_empty());
 }
 

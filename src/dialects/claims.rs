@@ -117,7 +117,10 @@ mod tests {
 
     #[test]
     fn metas_are_objects_without_the_dialects_fields() {
-        assert_eq!(meta(r#"{ "name" : "Ada", "n":[1, 2] }"#), Ok(Some(r#"{"name":"Ada","n":[1, 2]}"#.into())));
+        assert_eq!(
+            meta(r#"{ "name" : "Ada", "n":[1, 2] }"#),
+            Ok(Some(r#"{"name":"Ada","n":[1, 2]}"#.into()))
+        );
         assert_eq!(meta(r#"{"phx_ref":"x","a":1,"phx\u005fref_prev":2}"#), Ok(Some(r#"{"a":1}"#.into())));
         assert_eq!(meta("null"), Ok(None));
         for wrong in ["[]", "7", r#""text""#] {

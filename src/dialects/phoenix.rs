@@ -154,8 +154,7 @@ fn join(payload: Option<&RawValue>, limits: &Limits) -> JoinRequest {
         observe: Option<&'a RawValue>,
     }
     // A payload that is no object claims nothing.
-    let fields: Fields<'_> =
-        payload.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+    let fields: Fields<'_> = payload.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
     JoinRequest {
         user: user_from(fields.user_id, limits),
         meta: meta_from(fields.meta, limits),

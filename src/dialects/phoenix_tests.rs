@@ -21,7 +21,8 @@ fn entry(ids: &Ids, user: &str, meta: &str) -> Arc<Entry> {
 
 #[test]
 fn the_form_is_told_by_what_arrives() {
-    let array = decode(r#"["3","3","room:7","phx_join",{"user_id":"ada","meta":{"a":1}},"ignored"]"#).unwrap();
+    let array =
+        decode(r#"["3","3","room:7","phx_join",{"user_id":"ada","meta":{"a":1}},"ignored"]"#).unwrap();
     assert_eq!(array.format, WireFormat::PhoenixV2);
     assert_eq!(array.address.join_ref.as_deref(), Some("3"));
     let Command::Join(join) = &array.command else { panic!("{array:?}") };
@@ -59,7 +60,9 @@ fn presence_calls_are_track_and_untrack_in_any_case() {
 
 #[test]
 fn garbage_is_malformed_and_never_a_command() {
-    for text in ["", "hello", "[", "[1]", r#"["3","3","r","e"]"#, r#"[{},"3","r","e",{}]"#, "{}", r#"{"topic":1}"#] {
+    for text in
+        ["", "hello", "[", "[1]", r#"["3","3","r","e"]"#, r#"[{},"3","r","e",{}]"#, "{}", r#"{"topic":1}"#]
+    {
         assert!(decode(text).is_err(), "{text}");
     }
 }
@@ -86,7 +89,8 @@ fn refusals_are_replies_with_a_reason() {
         json!([null, "5", "r\"", "phx_reply",
             {"status": "error", "response": {"reason": "rate limited", "retry_after_ms": 40}}])
     );
-    let value: Value = serde_json::from_str(&v1(&Event::Refused(&to, &Reject::UnknownEvent)).unwrap()).unwrap();
+    let value: Value =
+        serde_json::from_str(&v1(&Event::Refused(&to, &Reject::UnknownEvent)).unwrap()).unwrap();
     assert_eq!(value["payload"]["response"]["reason"], "unknown event");
     assert_eq!(value["ref"], "5");
 }
@@ -101,9 +105,12 @@ fn only_version_2_can_say_which_join_was_closed() {
 #[test]
 fn an_update_is_a_join_that_names_the_old_ref_and_a_leave_of_it() {
     let ids = Ids::new(NodeId::random());
-    let (old, new, other) = (entry(&ids, "u1", "{}"), entry(&ids, "u1", r#"{"at":9}"#), entry(&ids, "u1", "{}"));
-    let change =
-        Diff { joins: vec![(new.clone(), Some(old.clone())), (other.clone(), None)], leaves: vec![old.clone()] };
+    let (old, new, other) =
+        (entry(&ids, "u1", "{}"), entry(&ids, "u1", r#"{"at":9}"#), entry(&ids, "u1", "{}"));
+    let change = Diff {
+        joins: vec![(new.clone(), Some(old.clone())), (other.clone(), None)],
+        leaves: vec![old.clone()],
+    };
     let value: Value = serde_json::from_str(&diff(WireFormat::PhoenixV2, "room:7", &change)).unwrap();
     assert_eq!(
         value,
@@ -126,12 +133,10 @@ fn a_state_is_its_payload_between_two_texts() {
     let snapshot = Snapshot { version: 1, members: vec![Arc::new(member)], connections: 1 };
     for format in [WireFormat::PhoenixV1, WireFormat::PhoenixV2] {
         let (head, tail) = state_envelope(format, "room:7", Some("3"));
-        let value: Value = serde_json::from_str(&format!("{head}{}{tail}", state_payload(&snapshot))).unwrap();
+        let value: Value =
+            serde_json::from_str(&format!("{head}{}{tail}", state_payload(&snapshot))).unwrap();
         let payload = if format == WireFormat::PhoenixV1 { &value["payload"] } else { &value[4] };
-        assert_eq!(
-            *payload,
-            json!({"ada \"x\"": {"metas": [{"phx_ref": first.r#ref.as_str(), "a": 1}]}})
-        );
+        assert_eq!(*payload, json!({"ada \"x\"": {"metas": [{"phx_ref": first.r#ref.as_str(), "a": 1}]}}));
     }
 }
 

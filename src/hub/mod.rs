@@ -23,9 +23,10 @@ use crate::channel::{
 };
 use crate::dialects::{self, WireFormat};
 use crate::metrics::Metrics;
+use crate::presence::Ref;
 use crate::reject::Close;
 
-pub use actor::{CloseSessions, Drain, HubActor, Hubs, Tie};
+pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
 pub use frames::{close, close_echo, ping, pong, text};
 pub use outbox::{ConnId, Ended, Outbox};
 
@@ -86,9 +87,9 @@ impl Hub {
         self.started
     }
 
-    /// A name that no other connection in the cluster has.
-    pub fn fresh_name(&self) -> String {
-        self.registry.shared().ids.r#ref().as_str().to_owned()
+    /// A ref that nothing else in the cluster has.
+    pub fn fresh_ref(&self) -> Ref {
+        self.registry.shared().ids.r#ref()
     }
 
     /// Takes a new connection in. `tie` binds it to a session.
@@ -125,6 +126,7 @@ impl Hub {
         if let Some(connected) = self.connections.get_mut(&id)
             && !connected.channels.contains(&name)
         {
+            connected.channels.reserve_exact(1);
             connected.channels.push(Arc::clone(&name));
         }
         let Some(viewed) = self.channels.get_mut(&name) else { return };

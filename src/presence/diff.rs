@@ -36,7 +36,14 @@ impl Diff {
 /// Changes gathered since the last diff, each seat's folded into one.
 #[derive(Debug, Default)]
 pub struct Pending {
-    seats: IndexMap<Seat, (Option<Arc<Entry>>, Option<Arc<Entry>>)>,
+    seats: IndexMap<Seat, Folded>,
+}
+
+/// A seat before the window, and now.
+#[derive(Debug)]
+struct Folded {
+    old: Option<Arc<Entry>>,
+    new: Option<Arc<Entry>>,
 }
 
 impl Pending {
@@ -44,9 +51,9 @@ impl Pending {
     pub fn add(&mut self, change: Change) {
         match self.seats.entry(change.seat) {
             indexmap::map::Entry::Vacant(free) => {
-                free.insert((change.old, change.new));
+                free.insert(Folded { old: change.old, new: change.new });
             }
-            indexmap::map::Entry::Occupied(mut held) => held.get_mut().1 = change.new,
+            indexmap::map::Entry::Occupied(mut held) => held.get_mut().new = change.new,
         }
     }
 
@@ -64,8 +71,8 @@ impl Pending {
     #[must_use]
     pub fn take(&mut self) -> Diff {
         let mut diff = Diff::default();
-        for (_, (old, new)) in std::mem::take(&mut self.seats) {
-            match (old, new) {
+        for folded in std::mem::take(&mut self.seats).into_values() {
+            match (folded.old, folded.new) {
                 (Some(old), Some(new)) if old.r#ref == new.r#ref => {}
                 // A seat that changed hands within the window: one user left, another came.
                 (Some(old), Some(new)) if old.user != new.user => {
