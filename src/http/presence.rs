@@ -9,6 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::input::{self, Body, Page};
 use super::{AppState, Caller, Problem, answer};
 use crate::cluster::Occupancy;
+use crate::json;
 use crate::presence::{Member, Snapshot};
 
 /// Channels in one bulk call.
@@ -79,7 +80,7 @@ pub(super) async fn occupancies(state: &AppState, channels: &[&str]) -> Result<V
 
 /// Appends `[{"channel":…,"online":…,"connections":…},…]`.
 pub(super) fn write_counts<'a>(out: &mut Vec<u8>, counts: impl IntoIterator<Item = (&'a str, Occupancy)>) {
-    answer::list(out, counts, |out, (channel, occupancy)| {
+    json::list(out, counts, |out, (channel, occupancy)| {
         out.push(b'{');
         write_count(out, channel, occupancy);
         out.push(b'}');
@@ -92,11 +93,11 @@ fn of(snapshot: &Snapshot) -> Occupancy {
 
 fn write_count(out: &mut Vec<u8>, channel: &str, occupancy: Occupancy) {
     out.extend_from_slice(b"\"channel\":");
-    answer::string(out, channel);
+    json::string(out, channel);
     out.extend_from_slice(b",\"online\":");
-    answer::number(out, occupancy.online);
+    json::number(out, occupancy.online);
     out.extend_from_slice(b",\"connections\":");
-    answer::number(out, occupancy.connections);
+    json::number(out, occupancy.connections);
 }
 
 /// `GET /v1/channels/{channel}/presence`
@@ -136,25 +137,25 @@ fn write_members(
     body.push(b'{');
     write_count(&mut body, channel, of(snapshot));
     body.extend_from_slice(b",\"version\":");
-    answer::string(&mut body, version);
+    json::string(&mut body, version);
     body.extend_from_slice(b",\"members\":");
-    answer::list(&mut body, page, write_member);
+    json::list(&mut body, page, write_member);
     body.extend_from_slice(b",\"next\":");
-    answer::optional_string(&mut body, next.as_deref());
+    json::optional_string(&mut body, next.as_deref());
     body.push(b'}');
     body
 }
 
 fn write_member(out: &mut Vec<u8>, member: &Arc<Member>) {
     out.extend_from_slice(b"{\"user\":");
-    answer::string(out, &member.user);
+    json::string(out, &member.user);
     out.extend_from_slice(b",\"connections\":");
-    answer::number(out, member.seats.len());
+    json::number(out, member.seats.len());
     out.extend_from_slice(b",\"metas\":");
     // A meta is JSON already, checked when it came.
-    answer::list(out, &member.seats, |out, (_, entry)| out.extend_from_slice(entry.meta.as_bytes()));
+    json::list(out, &member.seats, |out, (_, entry)| out.extend_from_slice(entry.meta.as_bytes()));
     out.extend_from_slice(b",\"online_since\":");
-    answer::optional_string(out, answer::rfc3339(member.since()).as_deref());
+    json::optional_string(out, json::rfc3339(member.since()).as_deref());
     out.push(b'}');
 }
 
@@ -177,14 +178,14 @@ pub async fn user(
     }
     let mut body = Vec::with_capacity(128);
     body.extend_from_slice(b"{\"user\":");
-    answer::string(&mut body, &user);
+    json::string(&mut body, &user);
     body.extend_from_slice(if channels.is_empty() { b",\"online\":false" } else { b",\"online\":true" });
     body.extend_from_slice(b",\"connections\":");
-    answer::number(&mut body, channels.values().sum::<usize>());
+    json::number(&mut body, channels.values().sum::<usize>());
     body.extend_from_slice(b",\"channels\":");
-    answer::list(&mut body, channels.keys(), |out, name| answer::string(out, name));
+    json::list(&mut body, channels.keys(), |out, name| json::string(out, name));
     body.extend_from_slice(b",\"last_seen\":");
-    answer::optional_string(&mut body, elsewhere.last_seen.and_then(answer::rfc3339).as_deref());
+    json::optional_string(&mut body, elsewhere.last_seen.and_then(json::rfc3339).as_deref());
     body.push(b'}');
     Ok(answer::json(StatusCode::OK, body))
 }
