@@ -16,9 +16,9 @@ use crate::presence::{Entry, Ids, Roster};
 use crate::rate_limit::RateLimiter;
 use crate::redis_pool::test_redis::nowhere;
 
-const KEY: &str = "a-long-service-key";
+pub(super) const KEY: &str = "a-long-service-key";
 
-fn state(args: &[&str]) -> web::Data<AppState> {
+pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
     let args = ["rollcall", "--service-key", KEY].iter().chain(args).copied();
     let config = Arc::new(Args::parse_from(args).check().unwrap());
     let metrics = Arc::new(Metrics::new());

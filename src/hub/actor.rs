@@ -104,7 +104,7 @@ impl Actor for HubActor {
 impl Hub {
     /// Pings, ends silent sockets and expired JWTs, lets go of what has ended. Returns the sessions
     /// whose turn it is to be checked.
-    fn sweep(&mut self) -> Vec<Arc<str>> {
+    pub(super) fn sweep(&mut self) -> Vec<Arc<str>> {
         let now = self.now();
         let wall = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)

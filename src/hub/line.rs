@@ -58,3 +58,63 @@ impl Line {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    use futures_util::task::noop_waker;
+
+    use super::super::{Hubs, Outbox, SharedHub};
+    use super::*;
+    use crate::channel::{Registry, Rosters, Shared};
+    use crate::cluster::{Cluster, LocalCluster};
+    use crate::presence::{Ids, NodeId};
+
+    fn hub() -> (SharedHub, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new());
+        let shared = Shared {
+            ids: Ids::new(NodeId::random()),
+            grace: Duration::ZERO,
+            heartbeat: Duration::from_secs(20),
+            rosters: Rosters::default(),
+            cluster: Cluster::Local(LocalCluster::new(Duration::from_secs(60))),
+            metrics: Arc::clone(&metrics),
+        };
+        let registry = Registry::new(Arc::new(shared), vec![actix::Arbiter::current()]);
+        (Hubs::default().start_here(registry, Arc::new(|_, _| {})), metrics)
+    }
+
+    fn sent(outbox: &Outbox) -> Vec<Bytes> {
+        let mut sent = Vec::new();
+        while let Poll::Ready(Some(chunk)) = outbox.poll_next(&mut Context::from_waker(&noop_waker())) {
+            sent.push(chunk);
+        }
+        sent
+    }
+
+    #[actix_web::test]
+    async fn an_event_stream_is_kept_open_by_comments_and_never_silent() {
+        let (hub, metrics) = hub();
+        let mut hub = hub.borrow_mut();
+        let (socket, events) =
+            (hub.connect(Line::Socket, 1_000, None), hub.connect(Line::Events, 1_000, None));
+        hub.started -= Duration::from_secs(15);
+        hub.sweep();
+        assert_eq!((sent(&socket), sent(&events)), (vec![], vec![Bytes::from_static(b":\n\n")]));
+        hub.started -= Duration::from_secs(5);
+        hub.sweep();
+        assert_eq!((sent(&socket), sent(&events)), (vec![frames::ping()], vec![]));
+        hub.started -= Duration::from_secs(45);
+        hub.sweep();
+        assert_eq!((sent(&socket), socket.has_ended()), (vec![frames::close(Close::Silent)], true));
+        assert_eq!((sent(&events).len(), events.has_ended()), (1, false));
+        assert_eq!((metrics.connections.get(), metrics.event_streams.get()), (0, 1));
+        hub.close(events.id(), Close::Restart);
+        assert_eq!((sent(&events), events.has_ended()), (vec![], true));
+        hub.sweep();
+        assert_eq!(metrics.event_streams.get(), 0);
+    }
+}
