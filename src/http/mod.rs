@@ -8,6 +8,7 @@ mod channels;
 mod events;
 mod guard;
 mod input;
+mod openapi;
 mod ops;
 mod pages;
 mod presence;

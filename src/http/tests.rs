@@ -322,6 +322,7 @@ async fn pages_are_cached_by_content_and_confined() {
         ("/app.js", "text/javascript"),
         ("/rollcall.js", "text/javascript"),
         ("/favicon.svg", "image/svg+xml"),
+        ("/openapi.json", "application/json"),
     ] {
         let response = call_service(&app, get(path).to_request()).await;
         assert_eq!(response.status(), 200);
