@@ -301,7 +301,8 @@ impl Admission {
             let claims = self.jwt.verify(token, unix_seconds());
             return claims.map_or(Caller::Nobody, |claims| self.of_claims(claims));
         }
-        match self.sessions.validate_session(token).await {
+        // Boxed, so that whoever sends no token, as most sockets, does not pay for the room it takes.
+        match Box::pin(self.sessions.validate_session(token)).await {
             Ok(Some(session)) => Caller::User(of_session(token, session)),
             Ok(None) => Caller::Nobody,
             Err(_) => Caller::Unknown,

@@ -190,8 +190,10 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
+/// Boxed: a call to Redis is a state of many kilobytes, which would otherwise be part of every future
+/// that might make one, such as that of each socket being opened.
 async fn bounded<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
-    tokio::time::timeout(CALL_LIMIT, call).await.unwrap_or(Err(RedisError::Away))
+    tokio::time::timeout(CALL_LIMIT, Box::pin(call)).await.unwrap_or(Err(RedisError::Away))
 }
 
 /// Gives `conn` back to the pool, or drops it after an error that says it leads to the wrong or no server:

@@ -109,6 +109,7 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    raise_file_limit();
     warn_of_risks(&config);
     let node = Node::start(config).map_err(io::Error::other)?;
     let config = Arc::clone(&node.config);
@@ -131,7 +132,8 @@ pub async fn run(
     .h1_write_buffer_size(WRITE_BUFFER)
     .client_disconnect_timeout(Duration::from_secs(1))
     .shutdown_timeout(1)
-    .max_connections(config.limits.max_connections)
+    // Over our own limit a client is told so; the engine would let it wait without a word.
+    .max_connections(config.limits.max_connections.saturating_add(BACKLOG as usize))
     .on_connect(on_connect)
     .disable_signals();
     for listener in listeners {
@@ -168,6 +170,15 @@ fn app_state(node: &Node) -> AppState {
         metrics: Arc::clone(&node.metrics),
         lifecycle: Arc::clone(&node.lifecycle),
         node: node.id,
+    }
+}
+
+/// A socket is a file: as many as the system lets the process have, not the thousand it begins with.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err() {
+        tracing::warn!(limit = ?current, "the limit of open files could not be raised");
     }
 }
 
@@ -235,6 +246,9 @@ async fn phoenix_socket(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, actix_web::Error> {
     let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
+    if state.metrics.connections.get() >= state.config.limits.max_connections as i64 {
+        return Err(Problem::busy("this node has as many connections as it may").into());
+    }
     let Some(sockets) = request.app_data::<Sockets>() else {
         return Err(actix_web::error::ErrorInternalServerError("no hub on this thread"));
     };

@@ -14,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// For each receiver, in nanoseconds: eight times what a write to its socket costs.
 const PER_RECEIVER: u64 = 40_000;
 /// For each change and receiver, in nanoseconds: changes are bytes to copy and to send.
-const PER_CHANGE: u64 = 600;
+const PER_CHANGE: u64 = 150;
 
 /// The least time between two diffs to `receivers`, the later of which tells `changes`.
 pub fn window(receivers: usize, changes: usize) -> Duration {
@@ -31,7 +31,7 @@ mod tests {
         assert_eq!(window(0, 0), SHORTEST);
         assert_eq!(window(2, 1), SHORTEST);
         assert_eq!(window(1_000, 0), Duration::from_millis(40));
-        assert!(window(1_000, 500) > Duration::from_millis(200));
+        assert!(window(1_000, 500) > Duration::from_millis(100));
         assert_eq!(window(1_000_000, 1_000_000), LONGEST);
         assert_eq!(window(usize::MAX, usize::MAX), LONGEST);
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::bus::{Bus, Write};
-use super::{Told, keys, scripts};
+use super::{Told, keys, reader, scripts};
 use crate::lock::DistributedLock;
 use crate::presence::NodeId;
 use crate::redis_pool::RedisError;
@@ -41,6 +41,22 @@ pub async fn run(bus: Arc<Bus>) {
             keeper.rest_judgement();
         }
     }
+}
+
+/// What the lease says now.
+fn state(bus: &Bus) -> &'static str {
+    if bus.is_settled() { SETTLED } else { WRITING }
+}
+
+/// Sets the lease, and keeps what must live as long.
+pub fn renewal(bus: &Bus) -> redis::Pipeline {
+    let (node, presence_ttl) = (bus.node, bus.presence_ttl.as_secs() as i64);
+    let mut pipeline = redis::pipe();
+    pipeline.pset_ex(keys::lease(node), state(bus), bus.node_ttl.as_millis() as u64).ignore();
+    pipeline.sadd(keys::NODES, node.to_string()).ignore();
+    pipeline.expire(keys::NODES, presence_ttl).ignore();
+    pipeline.expire(keys::channels(node), presence_ttl).ignore();
+    pipeline
 }
 
 /// Gives the lease back at the end of a node's life and takes the node out of the list.
@@ -82,7 +98,7 @@ impl Keeper {
         let listed: HashSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
         let others: Vec<NodeId> =
             listed.union(&self.seen).filter(|node| **node != self.bus.node).copied().collect();
-        let alive = self.alive(&others).await?;
+        let alive = reader::alive(&self.bus, &others).await?;
         self.bus.metrics.nodes.set(alive.len() as i64 + 1);
         self.welcome_back(&alive);
         if Instant::now() >= self.judge_from {
@@ -99,33 +115,14 @@ impl Keeper {
 
     /// Sets the lease when a third of its life has passed, or when it says something else.
     async fn renew(&mut self) -> Result<(), RedisError> {
-        let value = if self.bus.is_settled() { SETTLED } else { WRITING };
+        let value = state(&self.bus);
         let fresh = |(held, at): &(&str, Instant)| *held == value && at.elapsed() < self.bus.node_ttl / 3;
         if self.held.as_ref().is_some_and(fresh) {
             return Ok(());
         }
-        let (node, presence_ttl) = (self.bus.node, self.bus.presence_ttl.as_secs() as i64);
-        let mut pipeline = redis::pipe();
-        let life = self.bus.node_ttl.as_millis() as u64;
-        pipeline.pset_ex(keys::lease(node), value, life).ignore();
-        pipeline.sadd(keys::NODES, node.to_string()).ignore();
-        pipeline.expire(keys::NODES, presence_ttl).ignore();
-        pipeline.expire(keys::channels(node), presence_ttl).ignore();
-        self.bus.pool.pipeline::<()>(&pipeline).await?;
+        self.bus.pool.pipeline::<()>(&renewal(&self.bus)).await?;
         self.held = Some((value, Instant::now()));
         Ok(())
-    }
-
-    async fn alive(&self, nodes: &[NodeId]) -> Result<HashSet<NodeId>, RedisError> {
-        if nodes.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let mut mget = redis::cmd("MGET");
-        nodes.iter().for_each(|node| {
-            mget.arg(keys::lease(*node));
-        });
-        let leases: Vec<Option<String>> = self.bus.pool.query(&mget).await?;
-        Ok(nodes.iter().zip(leases).filter(|(_, lease)| lease.is_some()).map(|(node, _)| *node).collect())
     }
 
     /// A node that was thought dead and lives: what it said meanwhile was not believed, so read it.

@@ -44,7 +44,26 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
         .collect();
     let mut parts = parse_parts(&found);
     parts.retain(|node, _| !bus.is_buried(*node));
+    let strangers: Vec<NodeId> =
+        parts.keys().filter(|node| **node != bus.node && !asked.contains_key(node)).copied().collect();
+    let alive = alive(bus, &strangers).await?;
+    // What a node left behind that died before we knew it is nothing to show. If it only lost its
+    // lease with everything else, it will write and announce again.
+    parts.retain(|node, _| !strangers.contains(node) || alive.contains(node));
     Ok(Reading { parts, settled, asked })
+}
+
+/// Those of `nodes` that hold a lease.
+pub async fn alive(bus: &Bus, nodes: &[NodeId]) -> Result<HashSet<NodeId>, RedisError> {
+    if nodes.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let mut leases = redis::cmd("MGET");
+    nodes.iter().for_each(|node| {
+        leases.arg(keys::lease(*node));
+    });
+    let leases: Vec<Option<String>> = bus.pool.query(&leases).await?;
+    Ok(nodes.iter().zip(leases).filter(|(_, lease)| lease.is_some()).map(|(node, _)| *node).collect())
 }
 
 /// How many are in each of `channels`.

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::bus::{Bus, Seats, Write};
-use super::{Told, keys, link, scripts, wire};
+use super::{Told, keys, lease, link, scripts, wire};
 use crate::keys::encode;
 use crate::presence::{Batch, NodeId, Op};
 
@@ -68,6 +68,12 @@ impl Writer<'_> {
         pause.reset();
         self.bus.take_dropped();
         let mut contact = self.bus.begin_contact();
+        // The lease first: nobody believes the part of a node that they do not know and that has none.
+        let renewed = lease::renewal(self.bus);
+        let renewed = renewed.query_async::<()>(&mut self.connection);
+        if !matches!(timeout(PATIENCE, renewed).await, Ok(Ok(()))) {
+            return "could not set the lease";
+        }
         self.bus.set_writer_up(true);
         write_everything_again(Arc::clone(self.bus), contact);
         let mut writes = Vec::with_capacity(MAX_BATCH);

@@ -62,13 +62,13 @@ pub fn open(
     let (outbox, clock, fallback) = {
         let mut hub = sockets.hub.borrow_mut();
         let outbox = hub.connect(Line::Socket, sockets.limits.max_output_bytes, admission.tie);
-        (outbox, hub.clock(), format!("anon-{}", hub.fresh_name()))
+        (outbox, hub.clock(), hub.fresh_ref())
     };
     let client = Client {
         session_user: admission.user,
         claimed_user: params.user,
         claimed_meta: params.meta,
-        fallback_user: fallback.into(),
+        fallback,
     };
     let limit = sockets.limits.max_frame_bytes;
     let connection = Connection {

@@ -10,6 +10,7 @@ use super::bucket::Bucket;
 use crate::config::Limits;
 use crate::dialects::{Address, Command, Event, Incoming, JoinRequest, WireFormat, encode};
 use crate::hub::View;
+use crate::presence::Ref;
 use crate::reject::Reject;
 
 /// Something that must be done outside, in this order.
@@ -51,8 +52,8 @@ pub struct Client {
     pub claimed_user: Option<Arc<str>>,
     /// The meta claimed when connecting, likewise.
     pub claimed_meta: Option<Arc<str>>,
-    /// The user for a client that names none.
-    pub fallback_user: Arc<str>,
+    /// Makes the user for a client that names none: `anon-` and this.
+    pub fallback: Ref,
 }
 
 /// One connection's state.
@@ -144,6 +145,8 @@ impl ConnectionState {
         if !request.observe {
             effects.push(joined.show(meta));
         }
+        // Most connections join one channel: no room is kept for others.
+        self.joined.reserve_exact(1);
         self.joined.push(joined);
         effects
     }
@@ -161,15 +164,15 @@ impl ConnectionState {
         }
         let client = &self.client;
         let user = match &client.session_user {
-            Some(user) => user,
-            None => match request.user.as_ref().map_err(Reject::clone)? {
+            Some(user) => Arc::clone(user),
+            None => match request.user.clone()?.or_else(|| client.claimed_user.clone()) {
                 Some(user) => user,
-                None => client.claimed_user.as_ref().unwrap_or(&client.fallback_user),
+                None => format!("anon-{}", client.fallback.as_str()).into(),
             },
         };
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
-        Ok((Arc::clone(user), meta))
+        Ok((user, meta))
     }
 
     /// The topic is joined already: the old join ends, but a seat that the new one takes over stays.

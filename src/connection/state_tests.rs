@@ -17,7 +17,7 @@ impl Bench {
             session_user: None,
             claimed_user: None,
             claimed_meta: None,
-            fallback_user: "anon-1".into(),
+            fallback: "0000000000000001".parse().unwrap(),
         };
         let now = Instant::now();
         Self { state: ConnectionState::new(client, Arc::clone(&limits), now), limits, now }
@@ -70,7 +70,7 @@ fn an_observer_is_not_present_until_it_tracks() {
     assert_eq!(bench.say(r#"["3","3","r","phx_join",{"observe":true}]"#).len(), 2);
     let effects =
         bench.say(r#"["3","4","r","presence",{"type":"presence","event":"track","payload":{"b":2}}]"#);
-    assert_eq!(effects, [r#"track r anon-1 {"b":2}"#.to_owned(), ok_to("3", "4")]);
+    assert_eq!(effects, [r#"track r anon-0000000000000001 {"b":2}"#.to_owned(), ok_to("3", "4")]);
     let untrack = r#"["3","5","r","presence",{"type":"presence","event":"untrack"}]"#;
     assert_eq!(bench.say(untrack), ["untrack r".to_owned(), ok_to("3", "5")]);
     assert_eq!(bench.say(untrack), [ok_to("3", "5")]);
@@ -156,7 +156,7 @@ fn presence_calls_over_the_rate_are_accepted_and_the_newest_is_applied() {
     }
     assert_eq!((applied, wakes), (20, 1));
     let effects = bench.state.wake(bench.now + Duration::from_millis(200));
-    assert_eq!(effects.iter().map(short).collect::<Vec<_>>(), [r#"track r anon-1 {"n":49}"#]);
+    assert_eq!(effects.iter().map(short).collect::<Vec<_>>(), [r#"track r anon-0000000000000001 {"n":49}"#]);
     assert!(bench.state.wake(bench.now + Duration::from_secs(1)).is_empty());
 }
 

@@ -15,6 +15,8 @@ use crate::json;
 
 /// Seconds after which a call that failed for want of Redis is worth trying again.
 const REDIS_RETRY: u64 = 2;
+/// Seconds after which a full node is worth trying again.
+const BUSY_RETRY: u64 = 5;
 
 /// Why a call failed, as its caller is told. `type` is `about:blank`: the status says it all.
 #[derive(Debug)]
@@ -36,6 +38,11 @@ impl Problem {
     /// The caller wrote something that cannot be meant.
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// There is no room just now.
+    pub fn busy(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { retry_after: Some(BUSY_RETRY), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
 }
 

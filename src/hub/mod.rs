@@ -24,6 +24,7 @@ use crate::channel::{
 };
 use crate::dialects::{self, WireFormat};
 use crate::metrics::Metrics;
+use crate::presence::Ref;
 use crate::reject::Close;
 
 pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
@@ -91,9 +92,9 @@ impl Hub {
         self.started
     }
 
-    /// A name that no other connection in the cluster has.
-    pub fn fresh_name(&self) -> String {
-        self.registry.shared().ids.r#ref().as_str().to_owned()
+    /// A ref that nothing else in the cluster has.
+    pub fn fresh_ref(&self) -> Ref {
+        self.registry.shared().ids.r#ref()
     }
 
     /// Takes a new connection in. `tie` binds it to a session.
@@ -134,6 +135,7 @@ impl Hub {
         if let Some(connected) = self.connections.get_mut(&id)
             && !connected.channels.contains(&name)
         {
+            connected.channels.reserve_exact(1);
             connected.channels.push(Arc::clone(&name));
         }
         let Some(viewed) = self.channels.get_mut(&name) else { return };

@@ -222,6 +222,8 @@ impl Roster {
             .or_insert_with(|| Arc::new(Member { user: Arc::clone(&entry.user), seats: Vec::new() }));
         let seats = &mut Arc::make_mut(member).seats;
         let at = seats.partition_point(|(other, e)| (e.since, *other) < (entry.since, seat));
+        // Most users have one connection: no room is kept for others.
+        seats.reserve_exact(1);
         seats.insert(at, (seat, Arc::clone(entry)));
     }
 

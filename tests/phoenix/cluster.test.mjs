@@ -216,6 +216,29 @@ describe("a node ends", () => {
   })
 })
 
+test("a node that was killed alone haunts nobody: its successor starts with an empty room, and cleans up", async () => {
+  const redis = await startRedis()
+  const env = { REDIS_URL: redis.url, ROLLCALL_NODE_TTL_SECONDS: "2" }
+  let node = await startNode(env)
+  try {
+    await joinAs(node, "room", "ghost")
+    await until(async () => (await redis.call("EXISTS", userKey("room", "ghost"))) === 1, "it is written")
+    await node.stop("SIGKILL")
+    await closeAll()
+    // The lease must be over: until then the node could be alive.
+    await until(async () => (await redis.call("KEYS", "presence:node:*")).every((key) => key.endsWith(":channels")), "the lease is over", 4000)
+    node = await startNode(env)
+    const me = await joinAs(node, "room", "me")
+    assert.deepEqual(me.users(), ["me"])
+    await until(async () => (await redis.call("EXISTS", userKey("room", "ghost"))) === 0, "Redis is clean", 10_000)
+    assert.deepEqual(me.ledger.moves, ["me came"])
+  } finally {
+    await node.stop()
+    await redis.stop()
+    await closeAll()
+  }
+})
+
 describe("Redis goes away", () => {
   let redis, a, b
   before(async () => {

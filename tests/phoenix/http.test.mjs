@@ -459,6 +459,27 @@ describe("rates", () => {
     }
   })
 
+  test("a node with all the connections it may have says so, and has room again when one goes", async () => {
+    const node = await startNode({ ROLLCALL_MAX_CONNECTIONS: "2" })
+    try {
+      const [first] = [await connectRaw(node), await connectRaw(node)]
+      const full = await refused(node)
+      assert.deepEqual([full.status, full.headers["retry-after"]], [503, "5"])
+      assert.equal((await node.get("/readyz")).status, 200, "HTTP goes on")
+      first.close()
+      await until(async () => {
+        try {
+          return await connectRaw(node)
+        } catch {
+          return false
+        }
+      }, "room for another")
+    } finally {
+      await closeAll()
+      await node.stop()
+    }
+  })
+
   test("over ROLLCALL_RATE_USER a user gets 429, whatever the address; others do not", async () => {
     const node = await startNode({ ROLLCALL_RATE_USER: "3", ROLLCALL_AUTH: "session", JWT_SECRET })
     try {
