@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
@@ -19,6 +19,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::{AuthMode, Config, Origins};
 use crate::dialects::check_user;
+use crate::hub::Tie;
 use crate::jwt::{Claims, JwtVerifier, looks_like_jwt};
 use crate::metrics::Metrics;
 use crate::rate_limit::{RateLimiter, Subject};
@@ -61,6 +62,18 @@ pub struct Identity {
     pub anonymous: bool,
 }
 
+impl Identity {
+    /// What binds an open connection to the proof.
+    pub fn tie(&self) -> Tie {
+        match &self.token {
+            TokenKind::Opaque(token) => {
+                Tie::Session { token: token.as_str().into(), checked: Instant::now() }
+            }
+            TokenKind::Jwt { exp } => Tie::Jwt { expires: *exp },
+        }
+    }
+}
+
 /// A socket that may be opened.
 #[derive(Clone, Debug)]
 pub struct Admitted {
@@ -83,6 +96,16 @@ pub enum Caller {
     Nobody,
     /// It has a token that only the session store could know, and that is away.
     Unknown,
+}
+
+impl Caller {
+    /// What binds what it opens to its proof; nothing where it needed none.
+    pub fn tie(&self) -> Option<Tie> {
+        match self {
+            Self::User(identity) => Some(identity.tie()),
+            _ => None,
+        }
+    }
 }
 
 /// Why somebody may not come in.

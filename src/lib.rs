@@ -36,6 +36,8 @@ pub mod redis_pool;
 pub mod keys;
 /// The rules of presence, pure.
 pub mod presence;
+/// JSON by hand, where it is written often.
+pub mod json;
 /// Everything a client is refused with.
 pub mod reject;
 /// What an operator can watch.

@@ -20,6 +20,7 @@ pub struct Metrics {
     registry: Registry,
     pub connections: Gauge,
     pub connections_opened: Count,
+    pub event_streams: Gauge,
     pub channels: Gauge,
     pub members: Gauge,
     pub joins: Count,
@@ -94,6 +95,7 @@ impl Metrics {
         register! { registry,
             connections: Gauge::default(), "Open WebSockets";
             connections_opened: Count::default(), "WebSockets opened";
+            event_streams: Gauge::default(), "Open streams of server-sent events";
             channels: Gauge::default(), "Channels that live on this node";
             members: Gauge::default(), "Seats held by this node's own connections";
             joins: Count::default(), "Joins told to viewers";

@@ -12,11 +12,11 @@ use actix_web::http::StatusCode;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::admission::{Admission, Admitted, TokenKind};
+use crate::admission::{Admission, Admitted, Identity};
 use crate::config::Config;
 use crate::connection::{self, ConnectParams, Sockets};
 use crate::http::{self, AppState, Problem, Remote};
-use crate::hub::{Drain, SharedHub, Tie};
+use crate::hub::{Drain, SharedHub};
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::node::Node;
@@ -200,12 +200,13 @@ fn warn_of_risks(config: &Config) {
 /// announced; the lease given back; the end. At most about eight seconds.
 async fn drain(node: &Node, handle: &ServerHandle) {
     let metrics = &node.metrics;
-    tracing::info!(connections = metrics.connections.get(), "draining");
+    let open = || metrics.connections.get() + metrics.event_streams.get();
+    tracing::info!(connections = open(), "draining");
     node.lifecycle.enter(Stage::Draining);
     handle.pause().await;
-    if metrics.connections.get() > 0 {
+    if open() > 0 {
         node.hubs.tell(Drain { over: DRAIN_OVER });
-        until(DRAIN_OVER + Duration::from_secs(1), || metrics.connections.get() == 0).await;
+        until(DRAIN_OVER + Duration::from_secs(1), || open() == 0).await;
         // Whoever comes back elsewhere within the grace is not seen to leave.
         until(node.config.grace.min(Duration::from_secs(2)), || metrics.members.get() == 0).await;
     }
@@ -257,10 +258,6 @@ async fn phoenix_socket(
 }
 
 fn admission(admitted: Admitted) -> connection::Admission {
-    let Some(identity) = admitted.identity else { return connection::Admission { user: None, tie: None } };
-    let tie = match identity.token {
-        TokenKind::Opaque(token) => Tie::Session { token: token.into(), checked: Instant::now() },
-        TokenKind::Jwt { exp } => Tie::Jwt { expires: exp },
-    };
-    connection::Admission { user: Some(identity.user), tie: Some(tie) }
+    let tie = admitted.identity.as_ref().map(Identity::tie);
+    connection::Admission { user: admitted.identity.map(|identity| identity.user), tie }
 }

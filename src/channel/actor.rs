@@ -162,8 +162,8 @@ impl Channel {
         self.last_diff = Some(Instant::now());
         self.count(&diff);
         self.shared.metrics.diffs.inc();
-        let version = self.publish();
-        let update = Arc::new(Update::new(Arc::clone(&self.name), version, diff, oldest));
+        let roster = self.publish();
+        let update = Arc::new(Update::new(Arc::clone(&self.name), roster, diff, oldest));
         for link in &self.links {
             link.meter.sent();
             link.fan.do_send(Fan { update: Arc::clone(&update), meter: Arc::clone(&link.meter) });
@@ -180,11 +180,11 @@ impl Channel {
         }
     }
 
-    fn publish(&self) -> u64 {
+    fn publish(&self) -> Arc<Published> {
         let version = self.shared.ids.number();
-        let published = Published::new(self.state.snapshot(version));
-        self.shared.rosters.publish(&self.name, Arc::new(published));
-        version
+        let published = Arc::new(Published::new(self.state.snapshot(version)));
+        self.shared.rosters.publish(&self.name, Arc::clone(&published));
+        published
     }
 
     fn count(&self, diff: &Diff) {

@@ -10,6 +10,7 @@ use std::time::Instant;
 use actix::{Message, Recipient};
 use bytes::Bytes;
 
+use super::Published;
 use crate::dialects::{self, WireFormat};
 use crate::presence::Diff;
 
@@ -33,8 +34,8 @@ pub struct Fan {
 #[derive(Debug)]
 pub struct Update {
     pub channel: Arc<str>,
-    /// The version of the roster that it leads to.
-    pub version: u64,
+    /// The roster that it leads to.
+    roster: Arc<Published>,
     diff: Diff,
     /// When the oldest change of this node's own in it happened.
     pub oldest: Option<Instant>,
@@ -42,14 +43,20 @@ pub struct Update {
 }
 
 impl Update {
-    /// `diff`, which takes `channel` to `version`.
-    pub fn new(channel: Arc<str>, version: u64, diff: Diff, oldest: Option<Instant>) -> Self {
-        Self { channel, version, diff, oldest, frames: Default::default() }
+    /// `diff`, which takes `channel` to `roster`.
+    pub fn new(channel: Arc<str>, roster: Arc<Published>, diff: Diff, oldest: Option<Instant>) -> Self {
+        Self { channel, roster, diff, oldest, frames: Default::default() }
+    }
+
+    /// The version of the roster that it leads to.
+    pub fn version(&self) -> u64 {
+        self.roster.snapshot.version
     }
 
     /// The finished frame in `format`; `finish` turns text into a frame, the first time only.
-    pub fn frame(&self, format: WireFormat, finish: impl FnOnce(&str) -> Bytes) -> &Bytes {
-        self.frames[format.index()].get_or_init(|| finish(&dialects::diff(format, &self.channel, &self.diff)))
+    pub fn frame(&self, format: WireFormat, finish: impl FnOnce(Bytes) -> Bytes) -> &Bytes {
+        let make = || finish(dialects::diff(format, &self.channel, &self.diff, &self.roster.snapshot));
+        self.frames[format.index()].get_or_init(make)
     }
 }
 

@@ -90,7 +90,7 @@ pub async fn roster(bus: &Bus, channel: &str) -> Result<Snapshot, Away> {
     // A roster of nobody's own, into which every node's part is merged.
     let mut roster = Roster::new(NodeId(uuid::Uuid::nil()));
     let _ = roster.merge(Reading { parts, ..Reading::default() });
-    Ok(roster.snapshot(version))
+    Ok(Snapshot { node: None, ..roster.snapshot(version) })
 }
 
 /// The names of all channels in which some node has somebody, or had a moment ago.

@@ -25,7 +25,7 @@ use super::params::ConnectParams;
 use super::state::{Client, ConnectionState, Effect};
 use crate::config::Limits;
 use crate::dialects;
-use crate::hub::{self, Outbox, SharedHub, Tie};
+use crate::hub::{self, Line, Outbox, SharedHub, Tie};
 use crate::metrics::Metrics;
 use crate::reject::Close;
 
@@ -61,7 +61,7 @@ pub fn open(
     let now = Instant::now();
     let (outbox, clock, fallback) = {
         let mut hub = sockets.hub.borrow_mut();
-        let outbox = hub.connect(sockets.limits.max_output_bytes, admission.tie);
+        let outbox = hub.connect(Line::Socket, sockets.limits.max_output_bytes, admission.tie);
         (outbox, hub.clock(), hub.fresh_ref())
     };
     let client = Client {

@@ -139,7 +139,7 @@ impl ConnectionState {
         }
         effects.extend(ok(format, &address));
         let join_ref = address.join_ref.or(address.message_ref);
-        let view = View { format, join_ref: join_ref.clone() };
+        let view = View { format, join_ref: join_ref.clone(), known: None };
         effects.push(Effect::View { channel: channel.clone(), view });
         let mut joined = Joined { topic: channel, join_ref, format, user, present: false, held: None };
         if !request.observe {

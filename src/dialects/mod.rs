@@ -6,6 +6,7 @@
 //! variant of [`WireFormat`] and a route.
 
 mod claims;
+mod events;
 mod phoenix;
 
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ use crate::presence::{Diff, Snapshot};
 use crate::reject::Reject;
 
 pub use claims::{check_user, meta_from, user_from};
+pub use events::{write_counts, write_member_fields};
 
 /// A wire form in which events are encoded. Each change is encoded once per form in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +28,13 @@ pub enum WireFormat {
     PhoenixV1,
     /// Phoenix `vsn=2.0.0`: JSON arrays.
     PhoenixV2,
+    /// Server-sent events, which only tell.
+    Events,
 }
 
 impl WireFormat {
     /// How many forms there are: the size of tables by [`WireFormat::index`].
-    pub const KINDS: usize = 2;
+    pub const KINDS: usize = 3;
 
     /// The form's place in such a table.
     pub fn index(self) -> usize {
@@ -120,20 +124,37 @@ pub fn encode(format: WireFormat, event: &Event<'_>) -> Option<String> {
     match format {
         WireFormat::PhoenixV1 => phoenix::v1(event),
         WireFormat::PhoenixV2 => phoenix::v2(event),
+        WireFormat::Events => None,
     }
 }
 
 /// The text before and after a payload of [`state_payload`] that tell one client the roster.
-pub fn state_envelope(format: WireFormat, topic: &str, join_ref: Option<&str>) -> (String, &'static str) {
-    phoenix::state_envelope(format, topic, join_ref)
+pub fn state_envelope(
+    format: WireFormat,
+    topic: &str,
+    join_ref: Option<&str>,
+    roster: &Snapshot,
+) -> (String, &'static str) {
+    match format {
+        WireFormat::PhoenixV1 => phoenix::state_envelope_v1(topic),
+        WireFormat::PhoenixV2 => phoenix::state_envelope_v2(topic, join_ref),
+        WireFormat::Events => events::state_envelope(topic, roster),
+    }
 }
 
 /// The roster as the payload of a state message: the same for every viewer of the channel.
-pub fn state_payload(_: WireFormat, snapshot: &Snapshot) -> Bytes {
-    phoenix::state_payload(snapshot).into()
+pub fn state_payload(format: WireFormat, roster: &Snapshot) -> Bytes {
+    match format {
+        WireFormat::PhoenixV1 | WireFormat::PhoenixV2 => phoenix::state_payload(roster).into(),
+        WireFormat::Events => events::state_payload(roster).into(),
+    }
 }
 
-/// The text that tells every viewer of `topic` what changed.
-pub fn diff(format: WireFormat, topic: &str, diff: &Diff) -> String {
-    phoenix::diff(format, topic, diff)
+/// The text that tells every viewer of `topic` what changed, and led to `roster`.
+pub fn diff(format: WireFormat, topic: &str, diff: &Diff, roster: &Snapshot) -> Bytes {
+    match format {
+        WireFormat::PhoenixV1 => phoenix::diff_v1(topic, diff).into(),
+        WireFormat::PhoenixV2 => phoenix::diff_v2(topic, diff).into(),
+        WireFormat::Events => events::diff(topic, diff, roster).into(),
+    }
 }

@@ -229,26 +229,20 @@ pub(super) fn v1(event: &Event<'_>) -> Option<String> {
     Some(out)
 }
 
-pub(super) fn state_envelope(
-    format: WireFormat,
-    topic: &str,
-    join_ref: Option<&str>,
-) -> (String, &'static str) {
+pub(super) fn state_envelope_v1(topic: &str) -> (String, &'static str) {
     let mut out = String::with_capacity(topic.len() + 64);
-    match format {
-        WireFormat::PhoenixV1 => {
-            head_v1(&mut out, topic, "presence_state");
-            (out, r#","ref":null}"#)
-        }
-        WireFormat::PhoenixV2 => {
-            out.push('[');
-            push_optional(&mut out, join_ref);
-            out.push_str(",null,");
-            push_string(&mut out, topic);
-            out.push_str(r#","presence_state","#);
-            (out, "]")
-        }
-    }
+    head_v1(&mut out, topic, "presence_state");
+    (out, r#","ref":null}"#)
+}
+
+pub(super) fn state_envelope_v2(topic: &str, join_ref: Option<&str>) -> (String, &'static str) {
+    let mut out = String::with_capacity(topic.len() + 64);
+    out.push('[');
+    push_optional(&mut out, join_ref);
+    out.push_str(",null,");
+    push_string(&mut out, topic);
+    out.push_str(r#","presence_state","#);
+    (out, "]")
 }
 
 pub(super) fn state_payload(snapshot: &Snapshot) -> String {
@@ -272,27 +266,35 @@ pub(super) fn state_payload(snapshot: &Snapshot) -> String {
     out
 }
 
-pub(super) fn diff(format: WireFormat, topic: &str, diff: &Diff) -> String {
-    let entries = diff.joins.len() + diff.leaves.len();
-    let mut out = String::with_capacity(topic.len() + 80 + entries * 112);
-    match format {
-        WireFormat::PhoenixV1 => head_v1(&mut out, topic, "presence_diff"),
-        WireFormat::PhoenixV2 => {
-            out.push_str("[null,null,");
-            push_string(&mut out, topic);
-            out.push_str(r#","presence_diff","#);
-        }
-    }
-    out.push_str(r#"{"joins":"#);
-    push_by_user(&mut out, diff.joins.iter().map(|(new, old)| (&**new, old.as_ref().map(|e| e.r#ref))));
-    out.push_str(r#","leaves":"#);
-    push_by_user(&mut out, diff.leaves.iter().map(|old| (&**old, None)));
-    out.push('}');
-    out.push_str(match format {
-        WireFormat::PhoenixV1 => r#","ref":null}"#,
-        WireFormat::PhoenixV2 => "]",
-    });
+pub(super) fn diff_v1(topic: &str, diff: &Diff) -> String {
+    let mut out = String::with_capacity(size(topic, diff));
+    head_v1(&mut out, topic, "presence_diff");
+    push_diff(&mut out, diff);
+    out.push_str(r#","ref":null}"#);
     out
+}
+
+pub(super) fn diff_v2(topic: &str, diff: &Diff) -> String {
+    let mut out = String::with_capacity(size(topic, diff));
+    out.push_str("[null,null,");
+    push_string(&mut out, topic);
+    out.push_str(r#","presence_diff","#);
+    push_diff(&mut out, diff);
+    out.push(']');
+    out
+}
+
+/// About how long the text of a diff is.
+fn size(topic: &str, diff: &Diff) -> usize {
+    topic.len() + 80 + (diff.joins.len() + diff.leaves.len()) * 112
+}
+
+fn push_diff(out: &mut String, diff: &Diff) {
+    out.push_str(r#"{"joins":"#);
+    push_by_user(out, diff.joins.iter().map(|(new, old)| (&**new, old.as_ref().map(|e| e.r#ref))));
+    out.push_str(r#","leaves":"#);
+    push_by_user(out, diff.leaves.iter().map(|old| (&**old, None)));
+    out.push('}');
 }
 
 /// `{user:{"metas":[…]},…}`, each user once.

@@ -111,7 +111,7 @@ fn an_update_is_a_join_that_names_the_old_ref_and_a_leave_of_it() {
         joins: vec![(new.clone(), Some(old.clone())), (other.clone(), None)],
         leaves: vec![old.clone()],
     };
-    let value: Value = serde_json::from_str(&diff(WireFormat::PhoenixV2, "room:7", &change)).unwrap();
+    let value: Value = serde_json::from_str(&diff_v2("room:7", &change)).unwrap();
     assert_eq!(
         value,
         json!([null, null, "room:7", "presence_diff", {
@@ -120,7 +120,7 @@ fn an_update_is_a_join_that_names_the_old_ref_and_a_leave_of_it() {
                 {"phx_ref": other.r#ref.as_str()}]}},
             "leaves": {"u1": {"metas": [{"phx_ref": old.r#ref.as_str()}]}}}])
     );
-    let empty: Value = serde_json::from_str(&diff(WireFormat::PhoenixV1, "r", &Diff::default())).unwrap();
+    let empty: Value = serde_json::from_str(&diff_v1("r", &Diff::default())).unwrap();
     assert_eq!(empty["payload"], json!({"joins": {}, "leaves": {}}));
 }
 
@@ -130,12 +130,13 @@ fn a_state_is_its_payload_between_two_texts() {
     let first = entry(&ids, "ada \"x\"", r#"{"a":1}"#);
     let seat = Seat { node: ids.node(), number: 1 };
     let member = Member { user: first.user.clone(), seats: vec![(seat, first.clone())] };
-    let snapshot = Snapshot { version: 1, members: vec![Arc::new(member)], connections: 1 };
-    for format in [WireFormat::PhoenixV1, WireFormat::PhoenixV2] {
-        let (head, tail) = state_envelope(format, "room:7", Some("3"));
+    let snapshot = Snapshot { node: None, version: 1, members: vec![Arc::new(member)], connections: 1 };
+    for (version, (head, tail)) in
+        [(1, state_envelope_v1("room:7")), (2, state_envelope_v2("room:7", Some("3")))]
+    {
         let value: Value =
             serde_json::from_str(&format!("{head}{}{tail}", state_payload(&snapshot))).unwrap();
-        let payload = if format == WireFormat::PhoenixV1 { &value["payload"] } else { &value[4] };
+        let payload = if version == 1 { &value["payload"] } else { &value[4] };
         assert_eq!(*payload, json!({"ada \"x\"": {"metas": [{"phx_ref": first.r#ref.as_str(), "a": 1}]}}));
     }
 }
@@ -155,7 +156,7 @@ proptest! {
     fn every_name_comes_back_as_it_went(topic in ".{1,40}", user in ".{1,40}") {
         let ids = Ids::new(NodeId::random());
         let change = Diff { joins: vec![(entry(&ids, &user, "{}"), None)], leaves: vec![] };
-        let value: Value = serde_json::from_str(&diff(WireFormat::PhoenixV2, &topic, &change)).unwrap();
+        let value: Value = serde_json::from_str(&diff_v2(&topic, &change)).unwrap();
         prop_assert_eq!(value[2].as_str(), Some(topic.as_str()));
         prop_assert!(value[4]["joins"][&user]["metas"][0]["phx_ref"].is_string());
     }

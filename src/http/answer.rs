@@ -1,12 +1,8 @@
-//! Answers: JSON written by hand where it is read often, and the headers that all of them have.
-
-use std::io::Write as _;
+//! Answers: JSON, and the headers that all of them have.
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 /// An answer with a JSON body that is never kept by a cache.
 pub fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
@@ -20,65 +16,4 @@ pub fn json(status: StatusCode, body: Vec<u8>) -> HttpResponse {
 pub fn value(status: StatusCode, value: &impl serde::Serialize) -> HttpResponse {
     // What is serialised here has string keys and finite numbers only: it cannot fail.
     json(status, serde_json::to_vec(value).unwrap_or_default())
-}
-
-/// Appends `text` as a JSON string.
-pub fn string(out: &mut Vec<u8>, text: &str) {
-    // Writing to a Vec cannot fail.
-    let _ = serde_json::to_writer(out, text);
-}
-
-/// Appends `text` as a JSON string, or null.
-pub fn optional_string(out: &mut Vec<u8>, text: Option<&str>) {
-    match text {
-        Some(text) => string(out, text),
-        None => out.extend_from_slice(b"null"),
-    }
-}
-
-/// Appends a number.
-pub fn number(out: &mut Vec<u8>, number: impl std::fmt::Display) {
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{number}");
-}
-
-/// Appends `items`, each by `write`, with commas between them.
-pub fn list<T>(
-    out: &mut Vec<u8>,
-    items: impl IntoIterator<Item = T>,
-    mut write: impl FnMut(&mut Vec<u8>, T),
-) {
-    out.push(b'[');
-    for (index, item) in items.into_iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write(out, item);
-    }
-    out.push(b']');
-}
-
-/// A time in milliseconds since 1970 as RFC 3339 writes it; none where no calendar reaches.
-pub fn rfc3339(unix_ms: u64) -> Option<String> {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000).ok()?;
-    time.format(&Rfc3339).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(rfc3339(0).as_deref(), Some("1970-01-01T00:00:00Z"));
-        assert_eq!(rfc3339(1_700_000_000_123).as_deref(), Some("2023-11-14T22:13:20.123Z"));
-        assert_eq!(rfc3339(u64::MAX), None);
-    }
-
-    #[test]
-    fn text_is_escaped() {
-        let mut out = Vec::new();
-        list(&mut out, ["a\"b\\\n", "é"], string);
-        assert_eq!(out, br#"["a\"b\\\n",""#.iter().copied().chain("é\"]".bytes()).collect::<Vec<u8>>());
-    }
 }

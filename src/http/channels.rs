@@ -7,6 +7,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::input::{self, Page};
 use super::{AppState, Caller, Problem, answer, presence};
+use crate::json;
 
 /// `GET /v1/channels`
 pub async fn list(
@@ -38,7 +39,7 @@ pub async fn list(
     body.extend_from_slice(b"{\"channels\":");
     presence::write_counts(&mut body, occupied);
     body.extend_from_slice(b",\"next\":");
-    answer::optional_string(&mut body, next.as_deref());
+    json::optional_string(&mut body, next.as_deref());
     body.push(b'}');
     Ok(answer::json(StatusCode::OK, body))
 }

@@ -13,7 +13,7 @@ use super::{AppState, Problem};
 use crate::admission::{self, Refusal};
 
 /// Whoever may read: anyone in `open` mode; in `session` mode a valid session or the service key.
-pub struct Caller;
+pub struct Caller(admission::Caller);
 
 /// Anyone within the rate limits.
 pub struct Guest;
@@ -58,7 +58,7 @@ impl FromRequest for Caller {
     type Future = Answer<Self>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        check(request, |state, caller| state.admission.may_read(&caller).map(|()| Self))
+        check(request, |state, caller| state.admission.may_read(&caller).map(|()| Self(caller)))
     }
 }
 
@@ -86,6 +86,14 @@ impl FromRequest for Manager {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         check(request, |state, caller| state.admission.service(&caller).map(|()| Self))
+    }
+}
+
+impl Deref for Caller {
+    type Target = admission::Caller;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
 }
 

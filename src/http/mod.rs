@@ -5,8 +5,10 @@
 
 mod answer;
 mod channels;
+mod events;
 mod guard;
 mod input;
+mod openapi;
 mod ops;
 mod pages;
 mod presence;
@@ -83,6 +85,7 @@ async fn no_long_poll() -> HttpResponse {
 
 fn v1(cfg: &mut web::ServiceConfig) {
     cfg.service(resource("/channels/{channel}/presence/count", "GET").route(web::get().to(presence::count)))
+        .service(resource("/channels/{channel}/presence/events", "GET").route(web::get().to(events::events)))
         .service(resource("/channels/{channel}/presence", "GET").route(web::get().to(presence::members)))
         .service(resource("/channels", "GET").route(web::get().to(channels::list)))
         .service(resource("/presence/counts", "POST").route(web::post().to(presence::counts)))
@@ -116,7 +119,7 @@ pub fn cors(origins: &Origins) -> Cors {
             origin.to_str().is_ok_and(|origin| origin_allowed(&listed, origin, None))
         }),
     };
-    let ask = ["authorization", "content-type", "apikey", "x-client-info"];
+    let ask = ["authorization", "content-type", "apikey", "x-client-info", "last-event-id"];
     let see = ["retry-after", "ratelimit"];
     cors.allowed_methods(["GET", "POST", "DELETE"])
         .allowed_headers(ask.map(HeaderName::from_static))

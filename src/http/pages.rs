@@ -1,4 +1,4 @@
-//! The demo page and the browser library, built into the program.
+//! The demo page, the browser library and the description of the calls, built into the program.
 
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, REFERRER_POLICY,
@@ -6,9 +6,10 @@ use actix_web::http::header::{
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::resource;
+use super::{openapi, resource};
 
 /// A file as it is served.
+#[derive(Clone, Copy)]
 struct Page {
     path: &'static str,
     kind: &'static str,
@@ -35,7 +36,8 @@ const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src '
 
 /// A route for each page.
 pub fn routes(cfg: &mut web::ServiceConfig) {
-    for page in &PAGES {
+    let openapi = Page { path: "/openapi.json", kind: "application/json", body: openapi::document() };
+    for page in PAGES.into_iter().chain([openapi]) {
         let tag = etag(page.body);
         let serve = move |request: HttpRequest| std::future::ready(serve(&request, page, &tag));
         cfg.service(
@@ -44,7 +46,7 @@ pub fn routes(cfg: &mut web::ServiceConfig) {
     }
 }
 
-fn serve(request: &HttpRequest, page: &Page, tag: &str) -> HttpResponse {
+fn serve(request: &HttpRequest, page: Page, tag: &str) -> HttpResponse {
     let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
     let fresh = known.is_some_and(|known| matches(known, tag));
     let mut response = if fresh { HttpResponse::NotModified() } else { HttpResponse::Ok() };

@@ -9,7 +9,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::input::{self, Body, Page};
 use super::{AppState, Caller, Problem, answer};
 use crate::cluster::Occupancy;
-use crate::presence::{Member, Snapshot};
+use crate::dialects;
+use crate::json;
+use crate::presence::Snapshot;
 
 /// Channels in one bulk call.
 const MAX_BULK: usize = 1_000;
@@ -79,7 +81,7 @@ pub(super) async fn occupancies(state: &AppState, channels: &[&str]) -> Result<V
 
 /// Appends `[{"channel":…,"online":…,"connections":…},…]`.
 pub(super) fn write_counts<'a>(out: &mut Vec<u8>, counts: impl IntoIterator<Item = (&'a str, Occupancy)>) {
-    answer::list(out, counts, |out, (channel, occupancy)| {
+    json::list(out, counts, |out, (channel, occupancy)| {
         out.push(b'{');
         write_count(out, channel, occupancy);
         out.push(b'}');
@@ -91,12 +93,7 @@ fn of(snapshot: &Snapshot) -> Occupancy {
 }
 
 fn write_count(out: &mut Vec<u8>, channel: &str, occupancy: Occupancy) {
-    out.extend_from_slice(b"\"channel\":");
-    answer::string(out, channel);
-    out.extend_from_slice(b",\"online\":");
-    answer::number(out, occupancy.online);
-    out.extend_from_slice(b",\"connections\":");
-    answer::number(out, occupancy.connections);
+    dialects::write_counts(out, channel, occupancy.online, occupancy.connections);
 }
 
 /// `GET /v1/channels/{channel}/presence`
@@ -109,26 +106,13 @@ pub async fn members(
     let page: Page = input::query(&request)?;
     let (limit, after) = (page.limit()?, page.after()?);
     let body = match state.rosters.get(&channel) {
-        Some(roster) => {
-            let version = format!("{}.{}", state.node.short(), roster.snapshot.version);
-            write_members(&channel, &roster.snapshot, &version, limit, after.as_deref())
-        }
-        None => {
-            let snapshot = state.remote.roster(&channel).await?;
-            let version = format!("redis.{}", snapshot.version);
-            write_members(&channel, &snapshot, &version, limit, after.as_deref())
-        }
+        Some(roster) => write_members(&channel, &roster.snapshot, limit, after.as_deref()),
+        None => write_members(&channel, &*state.remote.roster(&channel).await?, limit, after.as_deref()),
     };
     Ok(answer::json(StatusCode::OK, body))
 }
 
-fn write_members(
-    channel: &str,
-    snapshot: &Snapshot,
-    version: &str,
-    limit: usize,
-    after: Option<&str>,
-) -> Vec<u8> {
+fn write_members(channel: &str, snapshot: &Snapshot, limit: usize, after: Option<&str>) -> Vec<u8> {
     let rest = snapshot.after(after);
     let page = &rest[..limit.min(rest.len())];
     let next = page.last().filter(|_| rest.len() > limit).map(|last| input::cursor(&last.user));
@@ -136,26 +120,17 @@ fn write_members(
     body.push(b'{');
     write_count(&mut body, channel, of(snapshot));
     body.extend_from_slice(b",\"version\":");
-    answer::string(&mut body, version);
+    json::string(&mut body, &snapshot.version_name());
     body.extend_from_slice(b",\"members\":");
-    answer::list(&mut body, page, write_member);
+    json::list(&mut body, page, |out, member| {
+        out.push(b'{');
+        dialects::write_member_fields(out, member);
+        out.push(b'}');
+    });
     body.extend_from_slice(b",\"next\":");
-    answer::optional_string(&mut body, next.as_deref());
+    json::optional_string(&mut body, next.as_deref());
     body.push(b'}');
     body
-}
-
-fn write_member(out: &mut Vec<u8>, member: &Arc<Member>) {
-    out.extend_from_slice(b"{\"user\":");
-    answer::string(out, &member.user);
-    out.extend_from_slice(b",\"connections\":");
-    answer::number(out, member.seats.len());
-    out.extend_from_slice(b",\"metas\":");
-    // A meta is JSON already, checked when it came.
-    answer::list(out, &member.seats, |out, (_, entry)| out.extend_from_slice(entry.meta.as_bytes()));
-    out.extend_from_slice(b",\"online_since\":");
-    answer::optional_string(out, answer::rfc3339(member.since()).as_deref());
-    out.push(b'}');
 }
 
 /// `GET /v1/users/{user}/presence`
@@ -177,14 +152,14 @@ pub async fn user(
     }
     let mut body = Vec::with_capacity(128);
     body.extend_from_slice(b"{\"user\":");
-    answer::string(&mut body, &user);
+    json::string(&mut body, &user);
     body.extend_from_slice(if channels.is_empty() { b",\"online\":false" } else { b",\"online\":true" });
     body.extend_from_slice(b",\"connections\":");
-    answer::number(&mut body, channels.values().sum::<usize>());
+    json::number(&mut body, channels.values().sum::<usize>());
     body.extend_from_slice(b",\"channels\":");
-    answer::list(&mut body, channels.keys(), |out, name| answer::string(out, name));
+    json::list(&mut body, channels.keys(), |out, name| json::string(out, name));
     body.extend_from_slice(b",\"last_seen\":");
-    answer::optional_string(&mut body, elsewhere.last_seen.and_then(answer::rfc3339).as_deref());
+    json::optional_string(&mut body, elsewhere.last_seen.and_then(json::rfc3339).as_deref());
     body.push(b'}');
     Ok(answer::json(StatusCode::OK, body))
 }

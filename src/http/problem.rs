@@ -9,9 +9,9 @@ use actix_web::http::header::{
 };
 use actix_web::{HttpResponse, ResponseError};
 
-use super::answer;
 use crate::admission::Refusal;
 use crate::cluster::Away;
+use crate::json;
 
 /// Seconds after which a call that failed for want of Redis is worth trying again.
 const REDIS_RETRY: u64 = 2;
@@ -60,11 +60,11 @@ impl ResponseError for Problem {
     fn error_response(&self) -> HttpResponse {
         let mut body = Vec::with_capacity(128);
         body.extend_from_slice(b"{\"type\":\"about:blank\",\"title\":");
-        answer::string(&mut body, self.status.canonical_reason().unwrap_or("Error"));
+        json::string(&mut body, self.status.canonical_reason().unwrap_or("Error"));
         body.extend_from_slice(b",\"status\":");
-        answer::number(&mut body, self.status.as_u16());
+        json::number(&mut body, self.status.as_u16());
         body.extend_from_slice(b",\"detail\":");
-        answer::string(&mut body, &self.detail);
+        json::string(&mut body, &self.detail);
         body.push(b'}');
         let mut response = HttpResponse::build(self.status);
         response

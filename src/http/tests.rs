@@ -16,9 +16,9 @@ use crate::presence::{Entry, Ids, Roster};
 use crate::rate_limit::RateLimiter;
 use crate::redis_pool::test_redis::nowhere;
 
-const KEY: &str = "a-long-service-key";
+pub(super) const KEY: &str = "a-long-service-key";
 
-fn state(args: &[&str]) -> web::Data<AppState> {
+pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
     let args = ["rollcall", "--service-key", KEY].iter().chain(args).copied();
     let config = Arc::new(Args::parse_from(args).check().unwrap());
     let metrics = Arc::new(Metrics::new());
@@ -322,6 +322,7 @@ async fn pages_are_cached_by_content_and_confined() {
         ("/app.js", "text/javascript"),
         ("/rollcall.js", "text/javascript"),
         ("/favicon.svg", "image/svg+xml"),
+        ("/openapi.json", "application/json"),
     ] {
         let response = call_service(&app, get(path).to_request()).await;
         assert_eq!(response.status(), 200);

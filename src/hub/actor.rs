@@ -8,12 +8,10 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 
-use super::{ConnId, Hub, SharedHub, frames};
+use super::{ConnId, Hub, SharedHub};
 use crate::channel::{Fan, Live, Registry};
 use crate::reject::Close;
 
-/// A socket is pinged this often, in seconds. Browsers answer by themselves, in hidden tabs too.
-pub(super) const PING_EVERY: u32 = 20;
 /// A socket from which nothing came for this long, in seconds, is silent (guarantee G4).
 const SILENT_AFTER: u32 = 60;
 /// A session's life is extended, and its end noticed at the latest, this often by an open socket.
@@ -106,21 +104,22 @@ impl Actor for HubActor {
 impl Hub {
     /// Pings, ends silent sockets and expired JWTs, lets go of what has ended. Returns the sessions
     /// whose turn it is to be checked.
-    fn sweep(&mut self) -> Vec<Arc<str>> {
+    pub(super) fn sweep(&mut self) -> Vec<Arc<str>> {
         let now = self.now();
         let wall = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |passed| passed.as_secs());
         let (mut over, mut closing, mut check) = (Vec::new(), Vec::new(), Vec::new());
         for (id, connected) in &mut self.connections {
-            if now.saturating_sub(connected.outbox.heard()) >= SILENT_AFTER {
+            let line = connected.line;
+            if line.speaks() && now.saturating_sub(connected.outbox.heard()) >= SILENT_AFTER {
                 closing.push((*id, Close::Silent));
                 over.push(*id);
             } else if connected.outbox.has_ended() {
                 over.push(*id);
-            } else if now >= connected.next_ping {
-                connected.next_ping = now + PING_EVERY;
-                let _ = connected.outbox.push(frames::ping());
+            } else if now >= connected.next_beat {
+                connected.next_beat = now + line.beat_every();
+                let _ = connected.outbox.push(line.beat());
             }
             match &mut connected.tie {
                 Some(Tie::Jwt { expires: Some(expires) }) if *expires <= wall => {

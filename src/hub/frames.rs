@@ -1,10 +1,11 @@
-//! Finished WebSocket frames: header and payload as the bytes that go to the socket.
+//! Finished frames: the bytes that go to the socket. For WebSockets, header and payload.
 //!
 //! A frame that many receivers share is made once and cloned by reference count.
 
 use actix_http::ws::{CloseCode, CloseReason, OpCode, Parser};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use crate::dialects::WireFormat;
 use crate::reject::Close;
 
 /// The longest header of an unmasked frame (RFC 6455, section 5.2).
@@ -12,18 +13,25 @@ const MAX_HEADER: usize = 10;
 
 /// A text frame.
 pub fn text(payload: &str) -> Bytes {
-    let mut out = BytesMut::with_capacity(payload.len() + MAX_HEADER);
-    put_header(&mut out, OpCode::Text, payload.len());
-    out.put_slice(payload.as_bytes());
-    out.freeze()
+    framed(payload.as_bytes())
 }
 
-/// One text frame in three chunks, of which the large one in the middle is shared with others.
-pub fn text_around(head: &str, shared: Bytes, tail: &'static str) -> [Bytes; 3] {
-    let mut out = BytesMut::with_capacity(head.len() + MAX_HEADER);
-    put_header(&mut out, OpCode::Text, head.len() + shared.len() + tail.len());
-    out.put_slice(head.as_bytes());
-    [out.freeze(), shared, Bytes::from_static(tail.as_bytes())]
+/// `text` of a dialect as it goes to the socket: an event stream has no frames around it.
+pub fn finish(format: WireFormat, text: Bytes) -> Bytes {
+    if format == WireFormat::Events { text } else { framed(&text) }
+}
+
+/// The same in three chunks, of which the large one in the middle is shared with others.
+pub fn finish_around(format: WireFormat, head: String, shared: Bytes, tail: &'static str) -> [Bytes; 3] {
+    let first = if format == WireFormat::Events {
+        head.into()
+    } else {
+        let mut out = BytesMut::with_capacity(head.len() + MAX_HEADER);
+        put_header(&mut out, OpCode::Text, head.len() + shared.len() + tail.len());
+        out.put_slice(head.as_bytes());
+        out.freeze()
+    };
+    [first, shared, Bytes::from_static(tail.as_bytes())]
 }
 
 /// A ping without payload.
@@ -57,6 +65,13 @@ fn close_frame(reason: Option<CloseReason>) -> Bytes {
     out.freeze()
 }
 
+fn framed(text: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(text.len() + MAX_HEADER);
+    put_header(&mut out, OpCode::Text, text.len());
+    out.put_slice(text);
+    out.freeze()
+}
+
 fn put_header(out: &mut BytesMut, code: OpCode, length: usize) {
     out.put_u8(0x80 | u8::from(code));
     match (u8::try_from(length), u16::try_from(length)) {
@@ -84,8 +99,12 @@ mod tests {
             let parsed = Parser::parse(&mut whole, false, 1 << 20).unwrap();
             let (fin, code, data) = parsed.unwrap();
             assert!(fin && code == OpCode::Text && data.unwrap_or_default().len() == length);
-            let parts = text_around("ab", payload.clone().into(), "c");
-            assert_eq!(parts.concat(), text(&format!("ab{payload}c")));
+            let whole = format!("ab{payload}c");
+            let parts = |format| finish_around(format, "ab".into(), payload.clone().into(), "c").concat();
+            assert_eq!(parts(WireFormat::PhoenixV2), text(&whole));
+            assert_eq!(parts(WireFormat::Events), whole.as_bytes());
+            assert_eq!(finish(WireFormat::PhoenixV1, whole.clone().into()), text(&whole));
+            assert_eq!(finish(WireFormat::Events, whole.clone().into()), whole);
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod actor;
 mod frames;
+mod line;
 mod outbox;
 
 use std::cell::RefCell;
@@ -28,6 +29,7 @@ use crate::reject::Close;
 
 pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
 pub use frames::{close, close_echo, ping, pong, text};
+pub use line::Line;
 pub use outbox::{ConnId, Ended, Outbox};
 
 /// The hub as the connections of its thread hold it.
@@ -39,6 +41,8 @@ pub struct View {
     pub format: WireFormat,
     /// Echoed in the roster that the viewer is sent.
     pub join_ref: Option<Box<str>>,
+    /// The version of the roster that the viewer has from before: that one is not sent again.
+    pub known: Option<u64>,
 }
 
 struct Viewer {
@@ -58,9 +62,10 @@ struct Viewed {
 }
 
 struct Connected {
+    line: Line,
     outbox: Rc<Outbox>,
     channels: Vec<Arc<str>>,
-    next_ping: u32,
+    next_beat: u32,
     tie: Option<Tie>,
 }
 
@@ -93,25 +98,29 @@ impl Hub {
     }
 
     /// Takes a new connection in. `tie` binds it to a session.
-    pub fn connect(&mut self, output_limit: usize, tie: Option<Tie>) -> Rc<Outbox> {
+    pub fn connect(&mut self, line: Line, output_limit: usize, tie: Option<Tie>) -> Rc<Outbox> {
         let id = self.registry.shared().ids.number();
         let now = self.now();
         let outbox = Rc::new(Outbox::new(id, output_limit, now));
-        let next_ping = now + actor::PING_EVERY;
-        let connected = Connected { outbox: Rc::clone(&outbox), channels: Vec::new(), next_ping, tie };
+        let next_beat = now + line.beat_every();
+        let connected = Connected { line, outbox: Rc::clone(&outbox), channels: Vec::new(), next_beat, tie };
         self.connections.insert(id, connected);
-        self.metrics.connections.inc();
-        self.metrics.connections_opened.inc();
+        line.gauge(&self.metrics).inc();
+        if line == Line::Socket {
+            self.metrics.connections_opened.inc();
+        }
         outbox
     }
 
     /// Lets a connection go whose socket has ended: its channels are told. Twice is once.
     pub fn disconnect(&mut self, id: ConnId) {
         let Some(connected) = self.connections.remove(&id) else { return };
-        self.metrics.connections.dec();
+        connected.line.gauge(&self.metrics).dec();
         connected.outbox.finish();
         for channel in connected.channels {
-            if let Some(viewed) = self.channels.get(&channel) {
+            if connected.line.speaks()
+                && let Some(viewed) = self.channels.get(&channel)
+            {
                 viewed.channel.do_send(Dropped { connection: id });
             }
             self.remove_viewer(id, &channel);
@@ -220,20 +229,22 @@ impl Hub {
     /// Sends a diff to every viewer who does not have it yet.
     fn fan(&mut self, update: &Update) {
         let Some(viewed) = self.channels.get_mut(&*update.channel) else { return };
-        let (mut frames, mut bytes, mut slow) = (0, 0, Vec::new());
+        let version = update.version();
+        let (mut sent, mut bytes, mut slow) = (0, 0, Vec::new());
         for viewer in viewed.viewers.values_mut() {
-            if viewer.has.is_none_or(|has| has >= update.version) {
+            if viewer.has.is_none_or(|has| has >= version) {
                 continue;
             }
-            viewer.has = Some(update.version);
-            let frame = update.frame(viewer.view.format, text).clone();
-            frames += 1;
+            viewer.has = Some(version);
+            let format = viewer.view.format;
+            let frame = update.frame(format, |text| frames::finish(format, text)).clone();
+            sent += 1;
             bytes += frame.len() as u64;
             if viewer.outbox.push(frame).is_err() {
                 slow.push(viewer.outbox.id());
             }
         }
-        self.metrics.frames_out.inc_by(frames);
+        self.metrics.frames_out.inc_by(sent);
         self.metrics.bytes_out.inc_by(bytes);
         if let Some(oldest) = update.oldest {
             self.metrics.join_to_visible.observe(oldest.elapsed().as_secs_f64());
@@ -253,22 +264,28 @@ impl Hub {
         }
     }
 
-    /// Ends a connection with a close frame that says why.
+    /// Ends a connection, which is told why if it can be.
     fn close(&mut self, id: ConnId, why: Close) {
         if let Some(connected) = self.connections.get(&id) {
-            // An outbox with no room ends all the same.
-            let _ = connected.outbox.push(close(why));
+            if let Some(farewell) = connected.line.farewell(why) {
+                // An outbox with no room ends all the same.
+                let _ = connected.outbox.push(farewell);
+            }
             connected.outbox.finish();
         }
     }
 }
 
-/// The roster, in the viewer's form; from then on the viewer has its version.
+/// Sends the roster, in the viewer's form, unless the viewer has that very one. From then on the
+/// viewer has its version.
 fn send_roster(metrics: &Metrics, channel: &str, viewer: &mut Viewer, published: &Published) {
-    let View { format, join_ref } = &viewer.view;
-    let (head, tail) = dialects::state_envelope(*format, channel, join_ref.as_deref());
-    let parts = frames::text_around(&head, published.state(*format), tail);
+    let View { format, join_ref, known } = &viewer.view;
     viewer.has = Some(published.snapshot.version);
+    if *known == viewer.has {
+        return;
+    }
+    let (head, tail) = dialects::state_envelope(*format, channel, join_ref.as_deref(), &published.snapshot);
+    let parts = frames::finish_around(*format, head, published.state(*format), tail);
     metrics.frames_out.inc();
     metrics.bytes_out.inc_by(parts.iter().map(|part| part.len() as u64).sum());
     // A full outbox has ended; the next frame for it, or the sweep, lets the connection go.

@@ -174,7 +174,8 @@ impl Roster {
 
     /// The roster as it is now, numbered `version`.
     pub fn snapshot(&self, version: u64) -> Snapshot {
-        Snapshot { version, members: self.members.values().cloned().collect(), connections: self.connections }
+        let members = self.members.values().cloned().collect();
+        Snapshot { node: Some(self.me), version, members, connections: self.connections }
     }
 
     fn replace(&mut self, node: NodeId, part: Part) -> Vec<Change> {

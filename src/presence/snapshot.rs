@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Entry, Seat};
+use super::{Entry, NodeId, Seat};
 
 /// A user with at least one connection in the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ impl Member {
 /// Everyone in a channel at one version. Sorted by user, so that it can be read in pages.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// The node that numbered it; none where it was read from the shared store.
+    pub node: Option<NodeId>,
     /// Grows with every diff; a diff numbered at or below it is already in it.
     pub version: u64,
     pub members: Vec<Arc<Member>>,
@@ -30,6 +32,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The version as callers are told it: unlike any other node's.
+    pub fn version_name(&self) -> String {
+        let node = self.node.map_or_else(|| "redis".to_owned(), |node| node.short());
+        format!("{node}.{}", self.version)
+    }
+
     /// How many users are in the channel.
     pub fn online(&self) -> usize {
         self.members.len()
