@@ -130,6 +130,8 @@ pub async fn run(
     })
     .workers(config.workers)
     .h1_write_buffer_size(WRITE_BUFFER)
+    // Who closes its half has gone: an event stream to it would else go on until a write fails.
+    .h1_allow_half_closed(false)
     .client_disconnect_timeout(Duration::from_secs(1))
     .shutdown_timeout(1)
     // Over our own limit a client is told so; the engine would let it wait without a word.
