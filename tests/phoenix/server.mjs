@@ -101,11 +101,12 @@ export async function holds(condition, what, ms, show = undefined) {
 
 /**
  * Starts one node and waits until it answers.
- * `env` overrides the settings; `undefined` as a value takes a default of ours away.
+ * `env` overrides the settings; `undefined` as a value takes a default of ours away. `port` is for
+ * tests that start a node again where one was.
  */
-export async function startNode(env = {}) {
+export async function startNode(env = {}, port = undefined) {
   if (!existsSync(BIN)) throw new Error(`no server at ${BIN}: build it, or name it in ROLLCALL_BIN`)
-  const port = await freePort()
+  port ??= await freePort()
   const settings = {
     PATH: process.env.PATH,
     HOME: process.env.HOME,
