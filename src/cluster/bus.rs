@@ -36,6 +36,8 @@ pub enum Write {
     Beat { channel: Arc<str>, version: u64, seats: Seats, to: Recipient<Told> },
     /// The channel has ended here.
     Close { channel: Arc<str> },
+    /// The lease goes on.
+    Renew,
     /// Everything of the contact with this number has been queued before this.
     Barrier { contact: u64 },
 }
@@ -80,8 +82,6 @@ pub struct Bus {
     subscriber_up: AtomicBool,
     /// Whether this node has left the cluster for good and writes no more.
     left: AtomicBool,
-    /// Held while the lease is looked after; true once it was given back.
-    pub lease_given_back: tokio::sync::Mutex<bool>,
     /// Nodes that are dead: nothing late of theirs is believed.
     buried: RwLock<HashSet<NodeId>>,
 }
@@ -114,7 +114,6 @@ impl Bus {
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
             left: AtomicBool::new(false),
-            lease_given_back: tokio::sync::Mutex::new(false),
             buried: RwLock::default(),
         };
         (bus, queue)
@@ -122,12 +121,23 @@ impl Bus {
 
     /// Queues a write, or remembers that one was dropped.
     pub fn write(&self, write: Write) {
-        if self.left.load(Ordering::Acquire) {
+        if self.has_left() {
             return;
         }
+        // What comes again by itself leaves nothing unwritten when it is dropped.
+        let comes_again = matches!(write, Write::Beat { .. } | Write::Renew);
         if self.writes.try_send(write).is_err() {
             self.metrics.redis_dropped.inc();
-            self.dropped.store(true, Ordering::Relaxed);
+            if !comes_again {
+                self.dropped.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits until the queue has room for many writes.
+    pub async fn room(&self) {
+        while self.waiting() > MAX_WRITES / 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -149,6 +159,11 @@ impl Bus {
     /// Queues nothing from now on but what [`Bus::write_when_possible`] brings.
     pub fn stop_writing(&self) {
         self.left.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Bus::stop_writing`] was called.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Whether a write was dropped since the last call.
@@ -197,6 +212,25 @@ impl Bus {
     pub fn begin_contact(&self) -> u64 {
         self.settled.store(0, Ordering::Release);
         self.contact.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The number of the latest contact.
+    pub fn contact(&self) -> u64 {
+        self.contact.load(Ordering::Acquire)
+    }
+
+    /// The contact is lost, or what was written in it.
+    pub fn unsettle(&self) {
+        self.settled.store(0, Ordering::Release);
+    }
+
+    /// Redis is there, but has lost something of ours: a new contact must begin. One that is under way,
+    /// and has not written everything yet, is good enough.
+    pub fn doubt(&self) {
+        if !self.has_left() && self.settled.swap(0, Ordering::AcqRel) != 0 {
+            tracing::warn!("this node's lease is gone from Redis: writing everything again");
+            self.lost.notify_one();
+        }
     }
 
     /// Everything own was written in `contact`; of no meaning if another has begun since.

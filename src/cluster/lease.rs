@@ -30,26 +30,26 @@ const CLEAN_UP_SECONDS: u64 = 30;
 /// Channels that are cleaned in one pipeline.
 const CLEAN_UP_CHUNK: usize = 100;
 
-/// Keeps the lease and watches the others' for ever.
+/// Keeps the lease and watches the others' until the node leaves.
 pub async fn run(bus: Arc<Bus>) {
     let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut keeper = Keeper {
         judge_from: Instant::now() + bus.node_ttl,
+        contact: bus.contact(),
         bus,
-        held: None,
         seen: HashSet::new(),
         cleaning: Arc::default(),
     };
     loop {
         ticks.tick().await;
-        let bus = Arc::clone(&keeper.bus);
-        let given_back = bus.lease_given_back.lock().await;
-        if *given_back {
+        if keeper.bus.has_left() {
             return;
         }
+        // By the writer, on the connection on which everything own was written: so the lease cannot say
+        // of a new or an emptied Redis what was true of the old.
+        keeper.bus.write(Write::Renew);
         if keeper.look().await.is_err() {
-            keeper.held = None;
             keeper.rest_judgement();
         }
     }
@@ -60,21 +60,31 @@ fn state(bus: &Bus) -> &'static str {
     if bus.is_settled() { SETTLED } else { WRITING }
 }
 
-/// Sets the lease, and keeps what must live as long.
-pub fn renewal(bus: &Bus) -> redis::Pipeline {
-    let (node, presence_ttl) = (bus.node, bus.presence_ttl.as_secs() as i64);
+/// The command that makes the lease last. It answers nil, and does nothing, if there is none.
+pub fn renewal(bus: &Bus) -> redis::Cmd {
+    let mut set = redis::cmd("SET");
+    set.arg(keys::lease(bus.node)).arg(state(bus)).arg("PX").arg(bus.node_ttl.as_millis() as u64).arg("XX");
+    set
+}
+
+/// Sets the lease at the beginning of a contact, when nothing own has been written.
+pub fn first(bus: &Bus) -> redis::Pipeline {
     let mut pipeline = redis::pipe();
-    pipeline.pset_ex(keys::lease(node), state(bus), bus.node_ttl.as_millis() as u64).ignore();
-    pipeline.sadd(keys::NODES, node.to_string()).ignore();
-    pipeline.expire(keys::NODES, presence_ttl).ignore();
-    pipeline.expire(keys::channels(node), presence_ttl).ignore();
+    pipeline.pset_ex(keys::lease(bus.node), WRITING, bus.node_ttl.as_millis() as u64).ignore();
+    list(bus, &mut pipeline);
     pipeline
+}
+
+/// Keeps this node listed, and the list of its channels, as long as presence keys live.
+pub fn list(bus: &Bus, pipeline: &mut redis::Pipeline) {
+    let presence_ttl = bus.presence_ttl.as_secs() as i64;
+    pipeline.sadd(keys::NODES, bus.node.to_string()).ignore();
+    pipeline.expire(keys::NODES, presence_ttl).ignore();
+    pipeline.expire(keys::channels(bus.node), presence_ttl).ignore();
 }
 
 /// Gives the lease back at the end of a node's life and takes the node out of the list.
 async fn give_back(bus: &Bus) -> Result<(), RedisError> {
-    // Not while it is being renewed, and never again after.
-    *bus.lease_given_back.lock().await = true;
     let mut pipeline = redis::pipe();
     pipeline.del(keys::lease(bus.node)).ignore();
     pipeline.del(keys::channels(bus.node)).ignore();
@@ -85,8 +95,8 @@ async fn give_back(bus: &Bus) -> Result<(), RedisError> {
 
 struct Keeper {
     bus: Arc<Bus>,
-    /// What the lease was last set to, and when.
-    held: Option<(&'static str, Instant)>,
+    /// The writer's contact in which was looked last.
+    contact: u64,
     judge_from: Instant,
     /// The nodes that were seen alive. Another survivor may clean up after one, and take it off the
     /// list, before this node has looked.
@@ -101,24 +111,26 @@ impl Keeper {
     }
 
     async fn look(&mut self) -> Result<(), RedisError> {
-        let mut pipeline = redis::pipe();
-        pipeline.get(keys::lease(self.bus.node)).smembers(keys::NODES);
-        let (own, listed): (Option<String>, Vec<String>) = self.bus.pool.pipeline(&pipeline).await?;
-        if own.is_none() && self.held.is_some() {
-            tracing::warn!("this node's lease is gone from Redis: writing everything again");
-            self.rest_judgement();
-            self.held = None;
-            self.bus.lost.notify_one();
-        }
-        self.renew().await?;
+        let mut members = redis::cmd("SMEMBERS");
+        members.arg(keys::NODES);
+        let listed: Vec<String> = self.bus.pool.query(&members).await?;
         let listed: HashSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
-        let others: Vec<NodeId> =
-            listed.union(&self.seen).filter(|node| **node != self.bus.node).copied().collect();
-        let alive = reader::alive(&self.bus, &others).await?;
+        let nodes: Vec<NodeId> = listed.union(&self.seen).chain([&self.bus.node]).copied().collect();
+        let mut alive = reader::alive(&self.bus, &nodes).await?;
+        // Asked in one question with the others: a Redis without this node's lease judges nobody.
+        if !alive.remove(&self.bus.node) {
+            self.rest_judgement();
+            self.bus.doubt();
+            return Ok(());
+        }
+        if std::mem::replace(&mut self.contact, self.bus.contact()) != self.bus.contact() {
+            self.rest_judgement();
+        }
         self.bus.metrics.nodes.set(alive.len() as i64 + 1);
         self.welcome_back(&alive);
         if Instant::now() >= self.judge_from {
-            for node in others.into_iter().filter(|node| !alive.contains(node)) {
+            let gone = nodes.into_iter().filter(|node| *node != self.bus.node && !alive.contains(node));
+            for node in gone.collect::<Vec<_>>() {
                 self.say_goodbye(node);
                 if listed.contains(&node) {
                     self.clean_up_after(node);
@@ -126,18 +138,6 @@ impl Keeper {
             }
         }
         self.seen.extend(alive);
-        Ok(())
-    }
-
-    /// Sets the lease when a third of its life has passed, or when it says something else.
-    async fn renew(&mut self) -> Result<(), RedisError> {
-        let value = state(&self.bus);
-        let fresh = |(held, at): &(&str, Instant)| *held == value && at.elapsed() < self.bus.node_ttl / 3;
-        if self.held.as_ref().is_some_and(fresh) {
-            return Ok(());
-        }
-        self.bus.pool.pipeline::<()>(&renewal(&self.bus)).await?;
-        self.held = Some((value, Instant::now()));
         Ok(())
     }
 

@@ -36,6 +36,7 @@ pub async fn run(bus: Arc<Bus>, mut queue: mpsc::Receiver<Write>) {
         match link::commands(&bus.url).await {
             Ok(connection) => {
                 let reason = Writer { bus: &bus, connection }.serve(&mut queue, &mut pause).await;
+                bus.unsettle();
                 bus.set_writer_up(false);
                 tracing::debug!(reason, "contact with Redis ended");
             }
@@ -65,24 +66,20 @@ impl Writer<'_> {
         if !self.load_scripts().await {
             return "could not load the scripts";
         }
-        pause.reset();
         self.bus.take_dropped();
-        let mut contact = self.bus.begin_contact();
-        // The lease first: nobody believes the part of a node that they do not know and that has none.
-        let renewed = lease::renewal(self.bus);
-        let renewed = renewed.query_async::<()>(&mut self.connection);
-        if !matches!(timeout(PATIENCE, renewed).await, Ok(Ok(()))) {
+        if !self.begin_contact().await {
             return "could not set the lease";
         }
+        pause.reset();
         self.bus.set_writer_up(true);
-        write_everything_again(Arc::clone(self.bus), contact);
         let mut writes = Vec::with_capacity(MAX_BATCH);
         loop {
             tokio::select! {
                 received = queue.recv_many(&mut writes, MAX_BATCH) => if received == 0 { return "stopping" },
                 () = self.bus.lost.notified() => {
-                    contact = self.bus.begin_contact();
-                    write_everything_again(Arc::clone(self.bus), contact);
+                    if !self.begin_contact().await {
+                        return "could not set the lease";
+                    }
                     continue;
                 }
             }
@@ -90,11 +87,26 @@ impl Writer<'_> {
                 self.bus.metrics.redis_write_failures.inc();
                 return reason;
             }
-            if self.bus.take_dropped() {
-                contact = self.bus.begin_contact();
-                write_everything_again(Arc::clone(self.bus), contact);
+            if self.bus.take_dropped() && !self.begin_contact().await {
+                return "could not set the lease";
             }
         }
+    }
+
+    /// Begins with a Redis that may hold nothing of ours, or too much.
+    async fn begin_contact(&mut self) -> bool {
+        if self.bus.has_left() {
+            return true;
+        }
+        let contact = self.bus.begin_contact();
+        // The lease first: nobody believes the part of a node that they do not know and that has none.
+        let first = lease::first(self.bus);
+        let first = first.query_async::<()>(&mut self.connection);
+        if !matches!(timeout(PATIENCE, first).await, Ok(Ok(()))) {
+            return false;
+        }
+        write_everything_again(Arc::clone(self.bus), contact);
+        true
     }
 
     async fn load_scripts(&mut self) -> bool {
@@ -160,13 +172,19 @@ impl Writer<'_> {
     }
 }
 
-/// Has every channel queue the whole of its own part, clears what channels left behind that have ended,
-/// and puts a barrier behind.
+/// Has every channel queue the whole of its own part, some at a time so that the queue holds them, clears
+/// what channels left behind that have ended, and puts a barrier behind. Another contact puts an end to it.
 fn write_everything_again(bus: Arc<Bus>, contact: u64) {
     let channels: Vec<Recipient<Told>> = bus.listeners().by_topic.values().map(|l| l.to.clone()).collect();
     tokio::task::spawn_local(async move {
-        // An answer, or the channel's end: either way it has nothing more to queue.
-        join_all(channels.iter().map(|channel| channel.send(Told::WriteAgain))).await;
+        for some in channels.chunks(MAX_BATCH) {
+            // An answer, or the channel's end: either way it has nothing more to queue.
+            join_all(some.iter().map(|channel| channel.send(Told::WriteAgain))).await;
+            bus.room().await;
+            if bus.contact() != contact {
+                return;
+            }
+        }
         let mut listed = redis::cmd("SMEMBERS");
         listed.arg(keys::channels(bus.node));
         match bus.pool.query::<Vec<String>>(&listed).await {
@@ -202,8 +220,9 @@ struct Beat {
 /// Many writes as one pipeline, and what its replies mean.
 struct PipelineBatch {
     pipeline: Pipeline,
-    /// Replies that will come: those of scripts, the only ones not ignored.
+    /// Replies that will come: those of scripts and of renewals, the only ones not ignored.
     replies: usize,
+    renewals: Vec<usize>,
     beats: Vec<Beat>,
     barriers: Vec<u64>,
 }
@@ -212,7 +231,8 @@ impl PipelineBatch {
     fn of(bus: &Bus, writes: Vec<Write>) -> Self {
         let mut pipeline = Pipeline::with_capacity(writes.len() * 3);
         pipeline.ignore_errors();
-        let mut batch = Self { pipeline, replies: 0, beats: Vec::new(), barriers: Vec::new() };
+        let mut batch =
+            Self { pipeline, replies: 0, renewals: Vec::new(), beats: Vec::new(), barriers: Vec::new() };
         let mut merged: IndexMap<Arc<str>, Merged> = IndexMap::new();
         for write in writes {
             match write {
@@ -261,6 +281,12 @@ impl PipelineBatch {
             Write::Close { channel } => {
                 self.script(&clearing(bus, bus.node, &channel));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&*channel).ignore();
+            }
+            Write::Renew => {
+                self.renewals.push(self.replies);
+                self.pipeline.add_command(lease::renewal(bus));
+                self.replies += 1;
+                lease::list(bus, &mut self.pipeline);
             }
             Write::Barrier { contact } => self.barriers.push(contact),
         }
@@ -365,6 +391,9 @@ impl PipelineBatch {
         for contact in self.barriers {
             bus.settle(contact);
         }
+        if self.renewals.iter().any(|at| matches!(replies.get(*at), Some(Value::Nil))) {
+            bus.doubt();
+        }
     }
 }
 
@@ -394,7 +423,7 @@ impl Write {
             | Write::Repair { channel, .. }
             | Write::Beat { channel, .. }
             | Write::Close { channel } => Some(channel),
-            Write::Barrier { .. } => None,
+            Write::Renew | Write::Barrier { .. } => None,
         }
     }
 }

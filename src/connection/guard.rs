@@ -3,17 +3,19 @@
 //!
 //! The engine's parser checks a frame's size only when the whole frame is in memory, so a frame
 //! announced as 200 MB would cost 200 MB. The guard follows the bytes as they pass, reads nothing
-//! but headers, and holds back nothing.
+//! but headers, and holds back nothing. It also stops reading for a while from a client that sends more
+//! than its rate allows, so that a flood waits where it comes from.
 
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use actix_web::error::PayloadError;
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::time::{Sleep, sleep};
 
 use crate::hub::{self, Outbox};
 use crate::metrics::Metrics;
@@ -85,6 +87,8 @@ pub struct Guard<S> {
     outbox: Rc<Outbox>,
     clock: Instant,
     metrics: Arc<Metrics>,
+    /// While it runs, nothing is read: what comes waits at the client.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Guard<S> {
@@ -92,7 +96,7 @@ impl<S> Guard<S> {
     /// a sign of life, in seconds since `clock`.
     pub fn new(inner: S, limit: usize, outbox: Rc<Outbox>, clock: Instant, metrics: Arc<Metrics>) -> Self {
         let scanner = Scanner { limit: limit as u64, header: [0; 10], have: 0, skip: 0 };
-        Self { inner, scanner, outbox, clock, metrics }
+        Self { inner, scanner, outbox, clock, metrics, pause: None }
     }
 }
 
@@ -103,6 +107,13 @@ where
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(wait) = self.outbox.take_deaf() {
+            self.pause = Some(Box::pin(sleep(wait)));
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
         let polled = Pin::new(&mut self.inner).poll_next(cx);
         if let Poll::Ready(Some(Ok(bytes))) = &polled {
             self.outbox.hear(u32::try_from(self.clock.elapsed().as_secs()).unwrap_or(u32::MAX));

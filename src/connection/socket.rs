@@ -148,7 +148,7 @@ impl StreamHandler<Result<Message, ProtocolError>> for Connection {
             Ok(Message::Binary(data)) => self.on_binary(&data, ctx),
             Ok(Message::Continuation(item)) => {
                 match self.assembly.add(item, self.sockets.limits.max_frame_bytes) {
-                    Ok(None) => {}
+                    Ok(None) => self.on_other(ctx),
                     Ok(Some(Whole::Text(text))) => match std::str::from_utf8(&text) {
                         Ok(text) => self.on_text(text, ctx),
                         Err(_) => self.end(Close::Protocol, ctx),
@@ -158,8 +158,11 @@ impl StreamHandler<Result<Message, ProtocolError>> for Connection {
                     Err(Broken::Disordered) => self.end(Close::Protocol, ctx),
                 }
             }
-            Ok(Message::Ping(payload)) => self.push(hub::pong(&payload)),
-            Ok(Message::Pong(_) | Message::Nop) => {}
+            Ok(Message::Ping(payload)) => {
+                self.push(hub::pong(&payload));
+                self.on_other(ctx);
+            }
+            Ok(Message::Pong(_) | Message::Nop) => self.on_other(ctx),
             Ok(Message::Close(reason)) => {
                 self.push(hub::close_echo(reason));
                 self.outbox.finish();
@@ -198,8 +201,15 @@ impl Connection {
             Err(malformed) => {
                 self.sockets.metrics.frames_malformed.inc();
                 tracing::debug!(connection = self.outbox.id(), %malformed, "ignored a frame");
+                self.on_other(ctx);
             }
         }
+    }
+
+    /// What is no message counts against the same rate.
+    fn on_other(&mut self, ctx: &mut WebsocketContext<Self>) {
+        let effects = self.state.on_other(Instant::now());
+        self.carry_out(effects, ctx);
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>, ctx: &mut WebsocketContext<Self>) {
@@ -212,6 +222,7 @@ impl Connection {
                 Effect::Unview { channel } => hub.unview(id, &channel),
                 Effect::Track { channel, user, meta } => hub.track(id, &channel, user, meta),
                 Effect::Untrack { channel } => hub.untrack(id, &channel),
+                Effect::Slow(wait) => self.outbox.listen_later(wait),
                 Effect::Wake(wait) => {
                     self.sockets.metrics.presence_calls_held.inc();
                     ctx.run_later(wait, |this, ctx| {

@@ -28,6 +28,8 @@ pub enum Effect {
     Untrack { channel: Box<str> },
     /// Call [`ConnectionState::wake`] after this long.
     Wake(Duration),
+    /// Read on only after this long: the client sends more than it may.
+    Slow(Duration),
 }
 
 /// One topic that is joined.
@@ -81,11 +83,26 @@ impl ConnectionState {
     #[must_use]
     pub fn on_message(&mut self, incoming: Incoming, now: Instant) -> Vec<Effect> {
         let Incoming { address, command, format } = incoming;
-        let presence_call = matches!(command, Command::Track(_) | Command::Untrack);
-        if !presence_call && let Err(wait) = self.message_rate.take(now) {
-            let retry_after_ms = wait.as_millis() as u64 + 1;
-            return refuse(format, &address, &Reject::RateLimited { retry_after_ms });
-        }
+        let over = self.message_rate.take(now).err();
+        let mut effects = match over {
+            // Presence calls have a rate of their own, and over that nothing is lost.
+            Some(wait) if !matches!(command, Command::Track(_) | Command::Untrack) => {
+                let retry_after_ms = wait.as_millis() as u64 + 1;
+                refuse(format, &address, &Reject::RateLimited { retry_after_ms })
+            }
+            _ => self.obey(address, command, format, now),
+        };
+        effects.extend(over.map(Effect::Slow));
+        effects
+    }
+
+    /// Takes in what is no message, which counts like one.
+    #[must_use]
+    pub fn on_other(&mut self, now: Instant) -> Vec<Effect> {
+        self.message_rate.take(now).err().map(Effect::Slow).into_iter().collect()
+    }
+
+    fn obey(&mut self, address: Address, command: Command, format: WireFormat, now: Instant) -> Vec<Effect> {
         match command {
             Command::Heartbeat => ok(format, &address),
             Command::Join(request) => self.join(address, request, format),

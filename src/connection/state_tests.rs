@@ -38,6 +38,7 @@ fn short(effect: &Effect) -> String {
         Effect::Track { channel, user, meta } => format!("track {channel} {user} {meta}"),
         Effect::Untrack { channel } => format!("untrack {channel}"),
         Effect::Wake(_) => "wake".to_owned(),
+        Effect::Slow(_) => "slow".to_owned(),
     }
 }
 
@@ -179,4 +180,7 @@ fn messages_over_the_rate_are_refused_with_the_time_to_wait() {
     assert!(bench.say(beat)[0].contains("ok") && bench.say(beat)[0].contains("ok"));
     let refused = &bench.say(beat)[0];
     assert!(refused.contains("rate limited") && refused.contains("retry_after_ms"), "{refused}");
+    // Whoever goes on all the same is read more slowly, whatever it sends.
+    assert_eq!(bench.say(beat)[1], "slow");
+    assert!(matches!(bench.state.on_other(bench.now)[..], [Effect::Slow(_)]));
 }

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -22,6 +23,8 @@ pub struct Outbox {
     queue: RefCell<Queue>,
     /// When anything last came from the client, in seconds of the hub's clock.
     heard: Cell<u32>,
+    /// How long not to listen to the client, in milliseconds: it sends more than it may.
+    deaf: Cell<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +43,7 @@ impl Outbox {
     /// An empty outbox that is full once `limit` bytes wait. A frame is taken whole while it is not full,
     /// so that a roster larger than the limit still reaches whoever reads: the bytes are shared anyway.
     pub fn new(id: ConnId, limit: usize, now: u32) -> Self {
-        Self { id, limit, queue: RefCell::default(), heard: Cell::new(now) }
+        Self { id, limit, queue: RefCell::default(), heard: Cell::new(now), deaf: Cell::new(0) }
     }
 
     /// The connection's number.
@@ -108,6 +111,18 @@ impl Outbox {
             _ => queue.reader = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+
+    /// Has the client listened to later by `wait`; calls add up, to a second at most.
+    pub fn listen_later(&self, wait: Duration) {
+        let wait = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1);
+        self.deaf.set(self.deaf.get().saturating_add(wait).min(1_000));
+    }
+
+    /// How long not to listen, once.
+    pub fn take_deaf(&self) -> Option<Duration> {
+        let wait = self.deaf.take();
+        (wait > 0).then(|| Duration::from_millis(wait.into()))
     }
 
     /// When anything last came from the client.
