@@ -4,7 +4,8 @@ import { Rollcall } from "./rollcall.js";
 
 const SHOWN_MEMBERS = 200;
 const SHOWN_LINES = 60;
-const LINES_AT_ONCE = 8; // More changes than this in one frame become one line with a number.
+const FEED_EVERY_MS = 300;
+const LINES_AT_ONCE = 8; // More changes than this at once become one line with a number.
 const REST_EVERY_MS = 3_000;
 
 const $ = (id) => document.getElementById(id);
@@ -297,7 +298,13 @@ function note(kind, who, what = "") {
   repaint();
 }
 
+let fedAt = 0;
+
 function paintFeed() {
+  if (lines.length === 0) return;
+  const early = fedAt + FEED_EVERY_MS - performance.now();
+  if (early > 0) return void setTimeout(repaint, early);
+  fedAt = performance.now();
   const byKind = Map.groupBy ? Map.groupBy(lines, (line) => line.kind) : new Map([["all", lines]]);
   const verbs = { join: "members came in", leave: "members left", update: "updates", tab: "tabs opened or closed" };
   const shown = lines.length <= LINES_AT_ONCE ? lines : [...byKind].flatMap(([kind, all]) =>
