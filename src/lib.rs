@@ -1,3 +1,50 @@
 //! Rollcall: who is online in a channel, told to every browser at once and correctly.
+//!
+//! The modules, in the order in which data flows through them. None uses one that stands above it.
 
+/// HTTP and WebSockets around a node.
+pub mod server;
+/// One node's parts, started together.
+pub mod node;
+/// REST, pages, metrics, problems.
+pub mod http;
+/// Who may come in.
+pub mod admission;
+/// What comes in by WebSocket.
+pub mod connection;
+/// What goes out, one a thread.
+pub mod hub;
+/// Presence for programs, without sockets.
+pub mod presence_manager;
+/// One actor for each channel.
+pub mod channel;
+/// The other nodes, through Redis.
+pub mod cluster;
+/// Wire text to commands, events back.
+pub mod dialects;
+/// Proof of who connects.
+pub mod session;
+/// Tokens that prove themselves.
+pub mod jwt;
+/// How often somebody may call.
+pub mod rate_limit;
+/// One at a time, cluster-wide.
+pub mod lock;
+/// Pooled Redis connections, under limits.
+pub mod redis_pool;
+/// Names in Redis keys, encoded.
+pub mod keys;
+/// The rules of presence, pure.
+pub mod presence;
+/// JSON by hand, where it is written often.
+pub mod json;
+/// Everything a client is refused with.
+pub mod reject;
+/// What an operator can watch.
+pub mod metrics;
+/// Starting, ready, draining.
+pub mod lifecycle;
+/// Log lines, for people or machines.
+pub mod logging;
+/// Settings, checked before the start.
 pub mod config;

@@ -273,7 +273,7 @@ function onChange(changes, isSnapshot) {
     if (!isFirst || change.user === me) tell(change);
   }
   repaint();
-  askRestSoon();
+  askRestIn(Math.max(250, restAt + 2_000 - Date.now())); // After a change a little earlier.
 }
 
 function tell({ type, user, metas, before }) {
@@ -500,6 +500,7 @@ $("wall").addEventListener("animationend", ({ target, animationName }) => {
 let restOnline = null;
 let restPath = "";
 let restTimer = 0;
+let restDue = Infinity;
 let restAt = 0;
 
 const countPath = () => `/v1/channels/${encodeURIComponent(topic ?? ($("channel").value.trim() || "lobby"))}/presence/count`;
@@ -507,6 +508,7 @@ const headers = () => (session ? { headers: { authorization: `Bearer ${session.t
 
 async function askRest() {
   clearTimeout(restTimer);
+  restDue = Infinity;
   if (document.hidden) return;
   restAt = Date.now();
   const path = countPath();
@@ -515,14 +517,15 @@ async function askRest() {
   restOnline = body?.online ?? null;
   restPath = path;
   repaint();
-  clearTimeout(restTimer);
-  restTimer = setTimeout(askRest, REST_EVERY_MS);
+  askRestIn(REST_EVERY_MS);
 }
 
-/** Something changed: ask a little earlier, still two seconds after the last time. */
-function askRestSoon() {
+/** What is due earlier stays: a channel that never rests must not put the question off for ever. */
+function askRestIn(ms) {
+  if (Date.now() + ms >= restDue) return;
   clearTimeout(restTimer);
-  restTimer = setTimeout(askRest, Math.max(250, restAt + 2_000 - Date.now()));
+  restDue = Date.now() + ms;
+  restTimer = setTimeout(askRest, ms);
 }
 
 // ---- Theme and link

@@ -1,0 +1,104 @@
+//! What a channel tells the hubs: that it can be shown, and what changed.
+//!
+//! One message goes to each thread that has viewers, not to each viewer. It carries the diff, and
+//! each wire form of it is encoded once, by the first thread that has a viewer who needs it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use actix::{Message, Recipient};
+use bytes::Bytes;
+
+use super::Published;
+use crate::dialects::{self, WireFormat};
+use crate::presence::Diff;
+
+/// A channel's roster is published and can be shown.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Live {
+    pub channel: Arc<str>,
+}
+
+/// A diff for the viewers of a channel on one thread.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Fan {
+    pub update: Arc<Update>,
+    /// Counts this message out again when it has been handled.
+    pub meter: Arc<Meter>,
+}
+
+/// One diff of one channel, as told to every viewer.
+#[derive(Debug)]
+pub struct Update {
+    pub channel: Arc<str>,
+    /// The roster that it leads to.
+    roster: Arc<Published>,
+    diff: Diff,
+    /// When the oldest change of this node's own in it happened.
+    pub oldest: Option<Instant>,
+    frames: [OnceLock<Bytes>; WireFormat::KINDS],
+}
+
+impl Update {
+    /// `diff`, which takes `channel` to `roster`.
+    pub fn new(channel: Arc<str>, roster: Arc<Published>, diff: Diff, oldest: Option<Instant>) -> Self {
+        Self { channel, roster, diff, oldest, frames: Default::default() }
+    }
+
+    /// The version of the roster that it leads to.
+    pub fn version(&self) -> u64 {
+        self.roster.snapshot.version
+    }
+
+    /// The finished frame in `format`; `finish` turns text into a frame, the first time only.
+    pub fn frame(&self, format: WireFormat, finish: impl FnOnce(Bytes) -> Bytes) -> &Bytes {
+        let make = || finish(dialects::diff(format, &self.channel, &self.diff, &self.roster.snapshot));
+        self.frames[format.index()].get_or_init(make)
+    }
+}
+
+/// What a channel and one hub know of each other without asking.
+#[derive(Debug, Default)]
+pub struct Meter {
+    viewers: AtomicUsize,
+    behind: AtomicUsize,
+}
+
+impl Meter {
+    /// How many viewers the hub has for the channel.
+    pub fn viewers(&self) -> usize {
+        self.viewers.load(Ordering::Relaxed)
+    }
+
+    /// The hub has `count` viewers now.
+    pub fn set_viewers(&self, count: usize) {
+        self.viewers.store(count, Ordering::Relaxed);
+    }
+
+    /// How many diffs the hub was sent and has not handled.
+    pub fn behind(&self) -> usize {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sent(&self) {
+        self.behind.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The hub has handled one diff.
+    pub fn handled(&self) {
+        self.behind.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One hub's interest in one channel.
+#[derive(Clone, Debug)]
+pub struct HubLink {
+    /// The hub's number on this node.
+    pub hub: usize,
+    pub live: Recipient<Live>,
+    pub fan: Recipient<Fan>,
+    pub meter: Arc<Meter>,
+}

@@ -1,0 +1,19 @@
+//! Channels: one actor for each channel that has local interest, and what it shows.
+//!
+//! - [`state`]: the logic, pure; [`actor`]: its shell, which owns timers and messages.
+//! - [`registry`]: finds or starts the actor of a channel, and lets it end without losing anybody.
+//! - [`rosters`]: L1, where the published roster of every channel is read without asking its actor.
+//! - [`window`], [`grace`]: when changes are told, and how long a lost connection's seat is kept.
+
+mod actor;
+mod fan;
+mod grace;
+mod registry;
+mod rosters;
+mod state;
+mod window;
+
+pub use actor::{Channel, Detach, Drain, Dropped, Track, Untrack};
+pub use fan::{Fan, HubLink, Live, Meter, Update};
+pub use registry::{Registry, Shared};
+pub use rosters::{Published, Rosters};

@@ -1,0 +1,307 @@
+//! The cluster: what the nodes that share a Redis tell each other, and what they keep there.
+//!
+//! The only module that knows presence keys and Pub/Sub. [`writer`] sends, [`subscriber`] hears,
+//! [`lease`] knows who lives, [`reader`] reads. A node's own part of a channel is written and
+//! announced in one step, and versioned: whoever subscribes first and reads then misses nothing, and
+//! whoever missed something knows it and reads again.
+//!
+//! While Redis is away the node goes on with what it knows: nobody is shown a leave or a join, and
+//! afterwards everything own is written again and everything else read again. Without a Redis the
+//! same code runs with [`Cluster::Local`], whose other nodes never say anything.
+
+mod bus;
+mod keys;
+mod lease;
+mod link;
+mod local;
+mod reader;
+mod scripts;
+mod subscriber;
+mod wire;
+mod writer;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use actix::{ArbiterHandle, Message, Recipient};
+use tokio::sync::Semaphore;
+
+use crate::config::Secret;
+use crate::metrics::Metrics;
+use crate::presence::{Batch, NodeId, Op, Reading, Snapshot};
+use crate::redis_pool::RedisPool;
+
+pub use bus::Seats;
+use bus::{Bus, Write};
+pub use local::LocalCluster;
+
+/// Channels that are read at the same time.
+const MAX_READINGS: usize = 8;
+/// How often a reading that failed is tried again before the channel shows what it knows.
+const READ_TRIES: u32 = 3;
+
+/// What the cluster tells a channel.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub enum Told {
+    /// Another node announced changes to its part.
+    Batch { node: NodeId, batch: Arc<Batch> },
+    /// The reading that was asked for, or none if Redis could not be read.
+    Read(Option<Reading>),
+    /// Announcements may have been missed: read the channel.
+    ReadAgain,
+    /// Redis may have lost this node's part: write it again.
+    WriteAgain,
+    /// Redis is away: what this node knows is all there is to show for now.
+    Away,
+    /// A node is dead, or has left for good.
+    NodeDown(NodeId),
+    /// What a heartbeat found in Redis: every node's version, and own seats that were missing.
+    Beaten { versions: HashMap<NodeId, u64>, missing: Vec<u64> },
+}
+
+/// What the cluster tells the sessions.
+#[derive(Clone, Debug)]
+pub enum Revoked {
+    /// A session was revoked, perhaps on another node.
+    Token(Arc<str>),
+    /// Revocations may have been missed.
+    Unknown,
+}
+
+/// Called with each [`Revoked`].
+pub type RevokedFn = Arc<dyn Fn(Revoked) + Send + Sync>;
+
+/// How long things live in Redis.
+#[derive(Clone, Copy, Debug)]
+pub struct Ttls {
+    pub presence: Duration,
+    pub node: Duration,
+    pub last_seen: Duration,
+}
+
+/// How many are in a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    pub online: usize,
+    pub connections: usize,
+}
+
+/// Where a user is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserPresence {
+    /// Channels, with how many of the user's connections are in each. Sorted.
+    pub channels: Vec<(String, usize)>,
+    /// When the user last left a channel, in milliseconds since 1970.
+    pub last_seen: Option<u64>,
+}
+
+/// Whether Redis can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisState {
+    /// There is none.
+    Off,
+    Up,
+    Down,
+}
+
+/// Redis is there, but cannot be reached just now.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Redis is away")]
+pub struct Away;
+
+/// The way to the other nodes. Clones share it.
+#[derive(Clone)]
+pub enum Cluster {
+    /// There are none.
+    Local(LocalCluster),
+    /// Those that share a Redis.
+    Redis(RedisCluster),
+}
+
+/// The nodes that share a Redis.
+#[derive(Clone)]
+pub struct RedisCluster {
+    bus: Arc<Bus>,
+    arbiter: ArbiterHandle,
+    readings: Arc<Semaphore>,
+}
+
+impl RedisCluster {
+    /// Starts the tasks that speak with Redis, on `arbiter`. Redis need not be there yet.
+    pub fn start(
+        node: NodeId,
+        url: Secret,
+        pool: RedisPool,
+        ttls: Ttls,
+        metrics: Arc<Metrics>,
+        revoked: RevokedFn,
+        arbiter: ArbiterHandle,
+    ) -> Self {
+        let (bus, queue) = Bus::new(node, url, pool, metrics, ttls);
+        let bus = Arc::new(bus);
+        arbiter.spawn(writer::run(Arc::clone(&bus), queue));
+        arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));
+        arbiter.spawn(lease::run(Arc::clone(&bus)));
+        Self { bus, arbiter, readings: Arc::new(Semaphore::new(MAX_READINGS)) }
+    }
+
+    fn read(&self, channel: &Arc<str>, asked: HashMap<NodeId, u64>, to: Recipient<Told>) {
+        let (bus, readings, channel) =
+            (Arc::clone(&self.bus), Arc::clone(&self.readings), Arc::clone(channel));
+        self.arbiter.spawn(async move {
+            // The semaphore is never closed.
+            let _permit = readings.acquire().await;
+            bus.metrics.redis_readings.inc();
+            for attempt in 1..=READ_TRIES {
+                match reader::read(&bus, &channel, asked.clone()).await {
+                    Ok(reading) => return to.do_send(Told::Read(Some(reading))),
+                    Err(error) => tracing::debug!(%channel, %error, attempt, "a channel could not be read"),
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            to.do_send(Told::Read(None));
+        });
+    }
+}
+
+impl Cluster {
+    /// Whether there are no other nodes.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+
+    /// Whether Redis can be reached.
+    pub fn state(&self) -> RedisState {
+        match self {
+            Self::Local(_) => RedisState::Off,
+            Self::Redis(redis) => redis.bus.state(),
+        }
+    }
+
+    /// `channel` takes part from now on: `to` is told what others announce, and first to read.
+    pub fn open(&self, channel: &Arc<str>, to: Recipient<Told>) {
+        if let Self::Redis(redis) = self {
+            if redis.bus.state() != RedisState::Up {
+                to.do_send(Told::Away);
+            }
+            redis.bus.listen(channel, to);
+        }
+    }
+
+    /// `channel` takes part no more.
+    pub fn close(&self, channel: &Arc<str>) {
+        if let Self::Redis(redis) = self {
+            redis.bus.unlisten(channel);
+            redis.bus.write(Write::Close { channel: Arc::clone(channel) });
+        }
+    }
+
+    /// Writes and announces changes of the own part.
+    pub fn announce(&self, channel: &Arc<str>, batch: Batch) {
+        match self {
+            Self::Local(local) => local.note(&batch),
+            Self::Redis(redis) => redis.bus.write(Write::Changes { channel: Arc::clone(channel), batch }),
+        }
+    }
+
+    /// Reads `channel`, of whose parts the versions in `asked` are known. The answer is a [`Told::Read`].
+    pub fn read(&self, channel: &Arc<str>, asked: HashMap<NodeId, u64>, to: Recipient<Told>) {
+        if let Self::Redis(redis) = self {
+            redis.read(channel, asked, to);
+        }
+    }
+
+    /// Writes the whole of the own part.
+    pub fn write_again(&self, channel: &Arc<str>, version: u64, seats: Seats) {
+        if let Self::Redis(redis) = self {
+            redis.bus.write(Write::Again { channel: Arc::clone(channel), version, seats });
+        }
+    }
+
+    /// Writes seats of the own part that were missing.
+    pub fn repair(&self, channel: &Arc<str>, version: u64, ops: Vec<Op>) {
+        if let Self::Redis(redis) = self {
+            redis.bus.write(Write::Repair { channel: Arc::clone(channel), version, ops });
+        }
+    }
+
+    /// Refreshes the own part. The answer is a [`Told::Beaten`].
+    pub fn beat(&self, channel: &Arc<str>, version: u64, seats: Seats, to: Recipient<Told>) {
+        if let Self::Redis(redis) = self {
+            redis.bus.write(Write::Beat { channel: Arc::clone(channel), version, seats, to });
+        }
+    }
+
+    /// Leaves the cluster for good: nobody will think this node dead.
+    pub async fn leave(&self) {
+        if let Self::Redis(redis) = self
+            && redis.bus.state() == RedisState::Up
+        {
+            lease::leave(&redis.bus).await;
+        }
+    }
+
+    /// How many are in each of `channels`, on all nodes.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn occupancies(&self, channels: &[&str]) -> Result<Vec<Occupancy>, Away> {
+        match self {
+            Self::Local(_) => Ok(vec![Occupancy::default(); channels.len()]),
+            Self::Redis(redis) => reader::occupancies(&redis.bus, channels).await,
+        }
+    }
+
+    /// Everyone in `channel`, on all nodes.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn roster(&self, channel: &str) -> Result<Snapshot, Away> {
+        match self {
+            Self::Local(_) => Ok(Snapshot::default()),
+            Self::Redis(redis) => reader::roster(&redis.bus, channel).await,
+        }
+    }
+
+    /// The names of all channels in which some node has somebody, or had a moment ago.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn channels(&self) -> Result<BTreeSet<String>, Away> {
+        match self {
+            Self::Local(_) => Ok(BTreeSet::new()),
+            Self::Redis(redis) => reader::channels(&redis.bus).await,
+        }
+    }
+
+    /// Where `user` is, on all nodes. Without a Redis only when the user was last seen.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn user(&self, user: &str) -> Result<UserPresence, Away> {
+        match self {
+            Self::Local(local) => Ok(UserPresence { channels: Vec::new(), last_seen: local.last_seen(user) }),
+            Self::Redis(redis) => reader::user(&redis.bus, user).await,
+        }
+    }
+
+    /// Presence writes that wait for Redis.
+    pub fn waiting_writes(&self) -> usize {
+        match self {
+            Self::Local(_) => 0,
+            Self::Redis(redis) => redis.bus.waiting(),
+        }
+    }
+}
+
+/// Adds to `pipeline` that `user` was last seen now.
+fn note_last_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
+    pipeline.cmd("SET").arg(keys::last_seen(user)).arg(wall_clock()).arg("EX").arg(ttl.as_secs()).ignore();
+}
+
+/// Milliseconds since 1970. A clock set before that year counts as that year.
+pub(crate) fn wall_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
+}

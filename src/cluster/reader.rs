@@ -1,0 +1,166 @@
+//! Reading what stands in Redis: for channels that catch up, and for REST about channels elsewhere.
+//!
+//! None of this is on the path of a join. Every call is bounded in time by the pool.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::bus::Bus;
+use super::{Away, Occupancy, UserPresence, keys, lease, scripts, wire};
+use crate::keys::encode;
+use crate::presence::{NodeId, Part, Reading, Roster, Snapshot};
+use crate::redis_pool::RedisError;
+
+impl From<RedisError> for Away {
+    fn from(_: RedisError) -> Self {
+        Self
+    }
+}
+
+/// Reads `channel`, and which of the nodes in `asked` had written everything before and after.
+pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Result<Reading, RedisError> {
+    let nodes: Vec<NodeId> = asked.keys().copied().collect();
+    let mut leases = redis::cmd("MGET");
+    // A name that is never there, so that the question is whole also when nobody is asked for.
+    leases.arg("presence:node:none");
+    nodes.iter().for_each(|node| {
+        leases.arg(keys::lease(*node));
+    });
+    let mut pipeline = redis::pipe();
+    pipeline.atomic();
+    pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
+    let (before, found, after): (Vec<Option<String>>, Value, Vec<Option<String>>) =
+        bus.pool.pipeline(&pipeline).await?;
+    let settled =
+        |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
+    let settled: HashSet<NodeId> = nodes
+        .iter()
+        .enumerate()
+        // Of the dead, nothing is left to come either.
+        .filter(|(at, node)| bus.is_buried(**node) || settled(&before, *at) && settled(&after, *at))
+        .map(|(_, node)| *node)
+        .collect();
+    let mut parts = parse_parts(&found);
+    parts.retain(|node, _| !bus.is_buried(*node));
+    let strangers: Vec<NodeId> =
+        parts.keys().filter(|node| **node != bus.node && !asked.contains_key(node)).copied().collect();
+    let alive = alive(bus, &strangers).await?;
+    // What a node left behind that died before we knew it is nothing to show. If it only lost its
+    // lease with everything else, it will write and announce again.
+    parts.retain(|node, _| !strangers.contains(node) || alive.contains(node));
+    Ok(Reading { parts, settled, asked })
+}
+
+/// Those of `nodes` that hold a lease.
+pub async fn alive(bus: &Bus, nodes: &[NodeId]) -> Result<HashSet<NodeId>, RedisError> {
+    if nodes.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let mut leases = redis::cmd("MGET");
+    nodes.iter().for_each(|node| {
+        leases.arg(keys::lease(*node));
+    });
+    let leases: Vec<Option<String>> = bus.pool.query(&leases).await?;
+    Ok(nodes.iter().zip(leases).filter(|(_, lease)| lease.is_some()).map(|(node, _)| *node).collect())
+}
+
+/// How many are in each of `channels`.
+pub async fn occupancies(bus: &Bus, channels: &[&str]) -> Result<Vec<Occupancy>, Away> {
+    let mut found = Vec::with_capacity(channels.len());
+    for chunk in channels.chunks(100) {
+        let mut pipeline = redis::pipe();
+        for channel in chunk {
+            let mut count = redis::cmd("EVAL");
+            count.arg(scripts::COUNT).arg(1).arg(keys::users(channel)).arg(keys::user_prefix(channel));
+            pipeline.add_command(count);
+        }
+        let counts: Vec<(usize, usize)> = bus.pool.pipeline(&pipeline).await?;
+        found.extend(counts.into_iter().map(|(online, connections)| Occupancy { online, connections }));
+    }
+    Ok(found)
+}
+
+/// Everyone in `channel`.
+pub async fn roster(bus: &Bus, channel: &str) -> Result<Snapshot, Away> {
+    let found: Value = bus.pool.query(&read_command(channel)).await?;
+    let parts = parse_parts(&found);
+    let version = parts.values().map(|part| part.version).max().unwrap_or(0);
+    // A roster of nobody's own, into which every node's part is merged.
+    let mut roster = Roster::new(NodeId(uuid::Uuid::nil()));
+    let _ = roster.merge(Reading { parts, ..Reading::default() });
+    Ok(Snapshot { node: None, ..roster.snapshot(version) })
+}
+
+/// The names of all channels in which some node has somebody, or had a moment ago.
+pub async fn channels(bus: &Bus) -> Result<BTreeSet<String>, Away> {
+    let mut members = redis::cmd("SMEMBERS");
+    members.arg(keys::NODES);
+    let nodes: Vec<String> = bus.pool.query(&members).await?;
+    let nodes: Vec<NodeId> = nodes.iter().filter_map(|node| node.parse().ok()).collect();
+    if nodes.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let mut union = redis::cmd("SUNION");
+    nodes.iter().for_each(|node| {
+        union.arg(keys::channels(*node));
+    });
+    Ok(bus.pool.query(&union).await?)
+}
+
+/// Where `user` is. The index is a hint: each place it names is looked at.
+pub async fn user(bus: &Bus, user: &str) -> Result<UserPresence, Away> {
+    let mut pipeline = redis::pipe();
+    pipeline.hgetall(keys::connections(user)).get(keys::last_seen(user));
+    let (places, last_seen): (Vec<(String, String)>, Option<u64>) = bus.pool.pipeline(&pipeline).await?;
+    let mut found: HashMap<String, usize> = HashMap::new();
+    for chunk in places.chunks(500) {
+        let mut pipeline = redis::pipe();
+        for (field, channel) in chunk {
+            pipeline.hexists(format!("{}{}", keys::user_prefix(channel), encode(user)), field);
+        }
+        let there: Vec<bool> = bus.pool.pipeline(&pipeline).await?;
+        for ((_, channel), _) in chunk.iter().zip(there).filter(|(_, there)| *there) {
+            *found.entry(channel.clone()).or_default() += 1;
+        }
+    }
+    let mut channels: Vec<(String, usize)> = found.into_iter().collect();
+    channels.sort();
+    Ok(UserPresence { channels, last_seen })
+}
+
+fn read_command(channel: &str) -> redis::Cmd {
+    let mut read = redis::cmd("EVAL");
+    read.arg(scripts::READ).arg(2).arg(keys::users(channel)).arg(keys::versions(channel));
+    read.arg(keys::user_prefix(channel));
+    read
+}
+
+/// What the script returned, by node. Values that are not ours are passed over.
+fn parse_parts(found: &Value) -> HashMap<NodeId, Part> {
+    let mut parts: HashMap<NodeId, Part> = HashMap::new();
+    let Ok(rows) = redis::from_redis_value_ref::<Vec<Vec<String>>>(found) else { return parts };
+    let mut rows = rows.iter();
+    for pair in rows.next().map_or(&[][..], Vec::as_slice).chunks_exact(2) {
+        if let (Ok(node), Ok(version)) = (pair[0].parse(), pair[1].parse()) {
+            parts.entry(node).or_default().version = version;
+        }
+    }
+    for row in rows {
+        let Some((user, seats)) = row.split_first() else { continue };
+        let user: Arc<str> = user.as_str().into();
+        for pair in seats.chunks_exact(2) {
+            match wire::parse_value(&user, &pair[0], &pair[1]) {
+                // A seat without a version is one of a node that is writing just now.
+                Ok((node, seat, entry)) => {
+                    if let Some(part) = parts.get_mut(&node) {
+                        part.seats.insert(seat, Arc::new(entry));
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "passed over a value"),
+            }
+        }
+    }
+    parts
+}

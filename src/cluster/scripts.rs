@@ -1,0 +1,12 @@
+//! The scripts that run in Redis, each a file with a header that names its keys and arguments.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+pub static APPLY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/apply.lua")));
+pub static REWRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/rewrite.lua")));
+pub static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+/// Read rarely, and so sent whole each time: they need not have been loaded.
+pub const READ: &str = include_str!("scripts/read.lua");
+pub const COUNT: &str = include_str!("scripts/count.lua");

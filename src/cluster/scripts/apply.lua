@@ -1,0 +1,23 @@
+-- Puts and removes seats of one node in one channel, and announces it: all or nothing.
+-- Safe to repeat: the same arguments lead to the same state, and receivers know the message by its version.
+-- KEYS  1 users of the channel   2 versions by node   3… the user's hash, one for each change
+-- ARGV  1 life of keys in seconds   2 node   3 version   4 topic   5 message, or '' for none
+--       then for each change: user, field, value ('' removes)
+local ttl = ARGV[1]
+for i = 3, #KEYS do
+  local at = 6 + (i - 3) * 3
+  local user, field, value = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  if value == '' then
+    redis.call('HDEL', KEYS[i], field)
+    if redis.call('EXISTS', KEYS[i]) == 0 then redis.call('SREM', KEYS[1], user) end
+  else
+    redis.call('HSET', KEYS[i], field, value)
+    redis.call('EXPIRE', KEYS[i], ttl)
+    redis.call('SADD', KEYS[1], user)
+  end
+end
+redis.call('EXPIRE', KEYS[1], ttl)
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ttl)
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+return 1

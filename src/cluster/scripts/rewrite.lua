@@ -1,0 +1,38 @@
+-- Makes one node's part of a channel exactly what is listed: what else of it was there goes.
+-- KEYS  1 users of the channel   2 versions by node
+-- ARGV  1 life of keys in seconds   2 node   3 version, or '' to remove the node altogether
+--       4 topic   5 message, or '' for none   6 what every user's hash begins with
+--       then for each seat: user, field, value
+-- Returns what was removed: user, field, user, field, …
+local ttl, node, prefix = ARGV[1], ARGV[2], ARGV[6]
+local function hash(user)
+  return prefix .. string.gsub(user, '[%%:{}%c]', function(c) return string.format('%%%02X', string.byte(c)) end)
+end
+local listed, removed, mine = {}, {}, node .. ':'
+for at = 7, #ARGV, 3 do listed[ARGV[at + 1]] = true end
+for _, user in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local key = hash(user)
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, #mine) == mine and not listed[field] then
+      redis.call('HDEL', key, field)
+      removed[#removed + 1] = user
+      removed[#removed + 1] = field
+    end
+  end
+  if redis.call('EXISTS', key) == 0 then redis.call('SREM', KEYS[1], user) end
+end
+for at = 7, #ARGV, 3 do
+  local key = hash(ARGV[at])
+  redis.call('HSET', key, ARGV[at + 1], ARGV[at + 2])
+  redis.call('EXPIRE', key, ttl)
+  redis.call('SADD', KEYS[1], ARGV[at])
+end
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[2], node)
+else
+  redis.call('EXPIRE', KEYS[1], ttl)
+  redis.call('HSET', KEYS[2], node, ARGV[3])
+  redis.call('EXPIRE', KEYS[2], ttl)
+end
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+return removed

@@ -1,0 +1,175 @@
+//! What nodes write for each other: announcements on Pub/Sub and the values of presence hashes. JSON,
+//! since other services read it too.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::keys;
+use crate::presence::{Batch, Entry, NodeId, Op};
+
+/// A message or value that is not ours, or not whole.
+#[derive(Debug, thiserror::Error)]
+#[error("not a message of ours: {0}")]
+pub struct Foreign(String);
+
+impl From<serde_json::Error> for Foreign {
+    fn from(error: serde_json::Error) -> Self {
+        Self(format!("{:?} at column {}", error.classify(), error.column()))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Announcement<'a> {
+    node: NodeId,
+    from: u64,
+    to: u64,
+    #[serde(borrow)]
+    ops: Vec<SeatChange<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SeatChange<'a> {
+    seat: u64,
+    #[serde(borrow)]
+    user: Cow<'a, str>,
+    /// This and the rest are absent when the seat is free again.
+    #[serde(borrow, rename = "ref", default, skip_serializing_if = "Option::is_none")]
+    reference: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    meta: Option<&'a RawValue>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HashValue<'a> {
+    node: NodeId,
+    #[serde(borrow, rename = "ref")]
+    reference: Cow<'a, str>,
+    #[serde(borrow)]
+    meta: &'a RawValue,
+    since: u64,
+}
+
+/// The start of every announcement of `node`, by which it skips its own.
+pub fn own_prefix(node: NodeId) -> String {
+    format!(r#"{{"node":"{node}""#)
+}
+
+/// The announcement of a batch of `node`.
+///
+/// # Errors
+/// [`Foreign`] if a meta is not JSON, which those of a roster always are.
+pub fn announcement(node: NodeId, batch: &Batch) -> Result<String, Foreign> {
+    let ops = batch.ops.iter().map(seat_change).collect::<Result<_, Foreign>>()?;
+    Ok(serde_json::to_string(&Announcement { node, from: batch.from, to: batch.to, ops })?)
+}
+
+/// Reads an announcement.
+///
+/// # Errors
+/// [`Foreign`].
+pub fn parse_announcement(text: &str) -> Result<(NodeId, Batch), Foreign> {
+    let Announcement { node, from, to, ops } = serde_json::from_str(text)?;
+    if from > to {
+        return Err(Foreign("versions out of order".to_owned()));
+    }
+    let ops = ops.into_iter().map(op).collect::<Result<_, Foreign>>()?;
+    Ok((node, Batch { from, to, ops }))
+}
+
+/// The value of one seat in a user's presence hash.
+///
+/// # Errors
+/// As [`announcement`].
+pub fn value(node: NodeId, entry: &Entry) -> Result<String, Foreign> {
+    let (reference, meta) = (entry.r#ref.as_str().into(), serde_json::from_str(&entry.meta)?);
+    Ok(serde_json::to_string(&HashValue { node, reference, meta, since: entry.since })?)
+}
+
+/// Reads one field and value of the presence hash of `user`.
+///
+/// # Errors
+/// [`Foreign`].
+pub fn parse_value(user: &Arc<str>, field: &str, text: &str) -> Result<(NodeId, u64, Entry), Foreign> {
+    let (node, seat) =
+        keys::parse_field(field).ok_or_else(|| Foreign("a field of another form".to_owned()))?;
+    let HashValue { reference, meta, since, .. } = serde_json::from_str(text)?;
+    let user = Arc::clone(user);
+    Ok((node, seat, entry(user, &reference, meta, since)?))
+}
+
+fn seat_change(op: &Op) -> Result<SeatChange<'_>, Foreign> {
+    let user = Cow::Borrowed(&*op.user);
+    let Some(entry) = &op.entry else {
+        return Ok(SeatChange { seat: op.seat, user, reference: None, meta: None, since: None });
+    };
+    Ok(SeatChange {
+        seat: op.seat,
+        user,
+        reference: Some(entry.r#ref.as_str().into()),
+        meta: Some(serde_json::from_str(&entry.meta)?),
+        since: Some(entry.since),
+    })
+}
+
+fn op(change: SeatChange<'_>) -> Result<Op, Foreign> {
+    let user: Arc<str> = change.user.into();
+    let shown = match (change.reference, change.meta, change.since) {
+        (Some(reference), Some(meta), Some(since)) => {
+            Some(Arc::new(entry(Arc::clone(&user), &reference, meta, since)?))
+        }
+        (None, None, None) => None,
+        _ => return Err(Foreign("half a seat".to_owned())),
+    };
+    Ok(Op { seat: change.seat, user, entry: shown })
+}
+
+/// A meta goes out to clients as it stands, so it must be an object.
+fn entry(user: Arc<str>, reference: &str, meta: &RawValue, since: u64) -> Result<Entry, Foreign> {
+    if !meta.get().starts_with('{') {
+        return Err(Foreign("a meta that is no object".to_owned()));
+    }
+    let r#ref = reference.parse().map_err(|_| Foreign("a ref of another form".to_owned()))?;
+    Ok(Entry { user, r#ref, meta: meta.get().into(), since })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::presence::Ids;
+
+    fn entry_of(ids: &Ids, user: &str, meta: &str) -> Arc<Entry> {
+        Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: meta.into(), since: 7 })
+    }
+
+    #[test]
+    fn what_is_announced_is_heard() {
+        let ids = Ids::new(NodeId::random());
+        let joined = entry_of(&ids, "a\"b", r#"{"n":[1, 2]}"#);
+        let ops = vec![
+            Op { seat: 1, user: joined.user.clone(), entry: Some(joined.clone()) },
+            Op { seat: 2, user: "gone".into(), entry: None },
+        ];
+        let batch = Batch { from: 3, to: 5, ops };
+        let text = announcement(ids.node(), &batch).unwrap();
+        assert!(text.starts_with(&own_prefix(ids.node())));
+        assert_eq!(parse_announcement(&text).unwrap(), (ids.node(), batch));
+        let value = value(ids.node(), &joined).unwrap();
+        let read = parse_value(&joined.user, &keys::field(ids.node(), 9), &value).unwrap();
+        assert_eq!(read, (ids.node(), 9, (*joined).clone()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused_without_harm(text in ".*") {
+            let _ = parse_announcement(&text);
+            let _ = parse_value(&"u".into(), &text, &text);
+        }
+    }
+}

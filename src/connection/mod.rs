@@ -1,0 +1,16 @@
+//! Connections: one actor for each WebSocket, for what comes in.
+//!
+//! Bytes pass the [`guard`], the engine cuts them into frames, the dialect reads them, [`state`]
+//! decides, and [`socket`] carries it out. What goes out never touches the actor: it waits in the
+//! hub's outbox for the socket.
+
+mod assembly;
+mod bucket;
+mod guard;
+mod params;
+mod socket;
+mod state;
+
+pub use params::ConnectParams;
+pub use socket::{Admission, Sockets, open};
+pub use state::Client;

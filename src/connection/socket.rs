@@ -1,0 +1,235 @@
+//! The WebSocket itself: the upgrade, the connection actor, and the two directions joined in one
+//! stream. The only file that names actix-web-actors.
+//!
+//! The engine polls the actor as the response's body, and only while the socket takes more output.
+//! So a client that does not read is not listened to either, and [`Outgoing`] puts the outbox before
+//! the actor: frames go out without it, and a full outbox ends the stream whatever the actor does.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use actix::{Actor, ActorContext as _, AsyncContext as _, StreamHandler};
+use actix_http::ws::{Codec, Message, ProtocolError};
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web_actors::ws::{self, WebsocketContext};
+use bytes::Bytes;
+use futures_util::Stream;
+
+use super::assembly::{Assembly, Broken, Whole};
+use super::guard::Guard;
+use super::params::ConnectParams;
+use super::state::{Client, ConnectionState, Effect};
+use crate::config::Limits;
+use crate::dialects;
+use crate::hub::{self, Line, Outbox, SharedHub, Tie};
+use crate::metrics::Metrics;
+use crate::reject::Close;
+
+/// What every socket of one thread shares.
+#[derive(Clone)]
+pub struct Sockets {
+    pub hub: SharedHub,
+    pub limits: Arc<Limits>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// What the checks before the upgrade found out.
+pub struct Admission {
+    /// The session's user, where there is a session.
+    pub user: Option<Arc<str>>,
+    /// What binds the connection to the session.
+    pub tie: Option<Tie>,
+}
+
+/// Answers the upgrade and starts the connection.
+///
+/// # Errors
+/// What the client did wrong in its handshake, as the HTTP answer.
+pub fn open(
+    request: &HttpRequest,
+    payload: web::Payload,
+    sockets: &Sockets,
+    params: ConnectParams,
+    admission: Admission,
+) -> Result<HttpResponse, ws::HandshakeError> {
+    check_key(request)?;
+    let mut response = ws::handshake_with_protocols(request, &["phoenix"])?;
+    let now = Instant::now();
+    let (outbox, clock, fallback) = {
+        let mut hub = sockets.hub.borrow_mut();
+        let outbox = hub.connect(Line::Socket, sockets.limits.max_output_bytes, admission.tie);
+        (outbox, hub.clock(), hub.fresh_ref())
+    };
+    let client = Client {
+        session_user: admission.user,
+        claimed_user: params.user,
+        claimed_meta: params.meta,
+        fallback,
+    };
+    let limit = sockets.limits.max_frame_bytes;
+    let connection = Connection {
+        sockets: sockets.clone(),
+        outbox: Rc::clone(&outbox),
+        state: ConnectionState::new(client, Arc::clone(&sockets.limits), now),
+        assembly: Assembly::default(),
+    };
+    let incoming = Guard::new(payload, limit, Rc::clone(&outbox), clock, Arc::clone(&sockets.metrics));
+    let codec = Codec::new().max_size(limit);
+    let actor = WebsocketContext::with_codec(connection, incoming, codec);
+    Ok(response.streaming(Outgoing { outbox, hub: Rc::clone(&sockets.hub), actor }))
+}
+
+/// The engine accepts any text as a key; RFC 6455, section 4.1 asks for 16 bytes in base64.
+fn check_key(request: &HttpRequest) -> Result<(), ws::HandshakeError> {
+    use base64::Engine as _;
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
+    let decoded = key.and_then(|key| base64::engine::general_purpose::STANDARD.decode(key.as_bytes()).ok());
+    match decoded {
+        Some(bytes) if bytes.len() == 16 => Ok(()),
+        _ => Err(ws::HandshakeError::BadWebsocketKey),
+    }
+}
+
+/// All that goes out of one socket. Dropped with the socket, and then the hub lets the connection go.
+struct Outgoing<S> {
+    outbox: Rc<Outbox>,
+    hub: SharedHub,
+    actor: S,
+}
+
+impl<S> Stream for Outgoing<S>
+where
+    S: Stream<Item = Result<Bytes, actix_web::Error>> + Unpin,
+{
+    type Item = Result<Bytes, actix_web::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Poll::Ready(chunk) = self.outbox.poll_next(cx) {
+            return Poll::Ready(chunk.map(Ok));
+        }
+        match Pin::new(&mut self.actor).poll_next(cx) {
+            Poll::Ready(None) => self.outbox.finish(),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+            // The actor itself writes nothing.
+            Poll::Ready(Some(Ok(_))) => cx.waker().wake_by_ref(),
+            Poll::Pending => {}
+        }
+        // What the actor did may have put something into the outbox.
+        self.outbox.poll_next(cx).map(|chunk| chunk.map(Ok))
+    }
+}
+
+impl<S> Drop for Outgoing<S> {
+    fn drop(&mut self) {
+        self.hub.borrow_mut().disconnect(self.outbox.id());
+    }
+}
+
+/// The actor of one WebSocket.
+struct Connection {
+    sockets: Sockets,
+    outbox: Rc<Outbox>,
+    state: ConnectionState,
+    assembly: Assembly,
+}
+
+impl Actor for Connection {
+    type Context = WebsocketContext<Self>;
+}
+
+impl StreamHandler<Result<Message, ProtocolError>> for Connection {
+    fn handle(&mut self, message: Result<Message, ProtocolError>, ctx: &mut Self::Context) {
+        match message {
+            Ok(Message::Text(text)) => self.on_text(&text, ctx),
+            Ok(Message::Binary(data)) => self.on_binary(&data, ctx),
+            Ok(Message::Continuation(item)) => {
+                match self.assembly.add(item, self.sockets.limits.max_frame_bytes) {
+                    Ok(None) => {}
+                    Ok(Some(Whole::Text(text))) => match std::str::from_utf8(&text) {
+                        Ok(text) => self.on_text(text, ctx),
+                        Err(_) => self.end(Close::Protocol, ctx),
+                    },
+                    Ok(Some(Whole::Binary(data))) => self.on_binary(&data, ctx),
+                    Err(Broken::TooLarge) => self.end(Close::TooLarge, ctx),
+                    Err(Broken::Disordered) => self.end(Close::Protocol, ctx),
+                }
+            }
+            Ok(Message::Ping(payload)) => self.push(hub::pong(&payload)),
+            Ok(Message::Pong(_) | Message::Nop) => {}
+            Ok(Message::Close(reason)) => {
+                self.push(hub::close_echo(reason));
+                self.outbox.finish();
+                ctx.stop();
+            }
+            Err(ProtocolError::Overflow) => self.end(Close::TooLarge, ctx),
+            // The socket broke, or the guard ended it and has said so already.
+            Err(ProtocolError::Io(_)) => ctx.stop(),
+            Err(_) => self.end(Close::Protocol, ctx),
+        }
+    }
+}
+
+impl Connection {
+    fn on_text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
+        let incoming = dialects::decode_text(text, &self.sockets.limits);
+        self.on_incoming(incoming, ctx);
+    }
+
+    fn on_binary(&mut self, data: &[u8], ctx: &mut WebsocketContext<Self>) {
+        self.on_incoming(dialects::decode_binary(data), ctx);
+    }
+
+    fn on_incoming(
+        &mut self,
+        incoming: Result<dialects::Incoming, dialects::Malformed>,
+        ctx: &mut WebsocketContext<Self>,
+    ) {
+        self.sockets.metrics.frames_in.inc();
+        let now = Instant::now();
+        match incoming {
+            Ok(incoming) => {
+                let effects = self.state.on_message(incoming, now);
+                self.carry_out(effects, ctx);
+            }
+            Err(malformed) => {
+                self.sockets.metrics.frames_malformed.inc();
+                tracing::debug!(connection = self.outbox.id(), %malformed, "ignored a frame");
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>, ctx: &mut WebsocketContext<Self>) {
+        let id = self.outbox.id();
+        for effect in effects {
+            let mut hub = self.sockets.hub.borrow_mut();
+            match effect {
+                Effect::Send(text) => hub.send(&self.outbox, hub::text(&text)),
+                Effect::View { channel, view } => hub.view(id, &channel, view),
+                Effect::Unview { channel } => hub.unview(id, &channel),
+                Effect::Track { channel, user, meta } => hub.track(id, &channel, user, meta),
+                Effect::Untrack { channel } => hub.untrack(id, &channel),
+                Effect::Wake(wait) => {
+                    self.sockets.metrics.presence_calls_held.inc();
+                    ctx.run_later(wait, |this, ctx| {
+                        let effects = this.state.wake(Instant::now());
+                        this.carry_out(effects, ctx);
+                    });
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        self.sockets.hub.borrow_mut().send(&self.outbox, frame);
+    }
+
+    fn end(&mut self, why: Close, ctx: &mut WebsocketContext<Self>) {
+        self.push(hub::close(why));
+        self.outbox.finish();
+        ctx.stop();
+    }
+}

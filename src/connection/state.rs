@@ -1,0 +1,305 @@
+//! What a connection does with what its client says: the logic of the connection actor, without it.
+//!
+//! Plain data: a command comes in with the time, [`Effect`]s come out. It knows which topics are
+//! joined and under which ref, who the client is, and the client's rates.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::bucket::Bucket;
+use crate::config::Limits;
+use crate::dialects::{Address, Command, Event, Incoming, JoinRequest, WireFormat, encode};
+use crate::hub::View;
+use crate::presence::Ref;
+use crate::reject::Reject;
+
+/// Something that must be done outside, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send this text.
+    Send(String),
+    /// View a channel.
+    View { channel: Box<str>, view: View },
+    /// View a channel no more.
+    Unview { channel: Box<str> },
+    /// Be present in a channel that is viewed.
+    Track { channel: Box<str>, user: Arc<str>, meta: Arc<str> },
+    /// Be present in a channel no more.
+    Untrack { channel: Box<str> },
+    /// Call [`ConnectionState::wake`] after this long.
+    Wake(Duration),
+}
+
+/// One topic that is joined.
+#[derive(Debug)]
+struct Joined {
+    topic: Box<str>,
+    join_ref: Option<Box<str>>,
+    format: WireFormat,
+    user: Arc<str>,
+    /// Whether the connection is present, or only watches.
+    present: bool,
+    /// The newest meta, waiting until the rate allows it.
+    held: Option<Arc<str>>,
+}
+
+/// Who the client is, as known when it connected.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The session's user: then claims do not count.
+    pub session_user: Option<Arc<str>>,
+    /// The user claimed when connecting, for joins that claim none.
+    pub claimed_user: Option<Arc<str>>,
+    /// The meta claimed when connecting, likewise.
+    pub claimed_meta: Option<Arc<str>>,
+    /// Makes the user for a client that names none: `anon-` and this.
+    pub fallback: Ref,
+}
+
+/// One connection's state.
+#[derive(Debug)]
+pub struct ConnectionState {
+    client: Client,
+    limits: Arc<Limits>,
+    joined: Vec<Joined>,
+    presence_rate: Bucket,
+    message_rate: Bucket,
+    waking: bool,
+}
+
+impl ConnectionState {
+    /// A connection that has joined nothing.
+    pub fn new(client: Client, limits: Arc<Limits>, now: Instant) -> Self {
+        let presence_rate = Bucket::new(limits.max_presence_rate, limits.max_presence_burst, now);
+        // A client that comes back joins all its channels at once and must be let do so.
+        let burst = limits.max_message_rate.max(limits.max_channels.try_into().unwrap_or(u32::MAX));
+        let message_rate = Bucket::new(limits.max_message_rate, burst.saturating_mul(2), now);
+        Self { client, limits, joined: Vec::new(), presence_rate, message_rate, waking: false }
+    }
+
+    /// Takes in one message of the client.
+    #[must_use]
+    pub fn on_message(&mut self, incoming: Incoming, now: Instant) -> Vec<Effect> {
+        let Incoming { address, command, format } = incoming;
+        let presence_call = matches!(command, Command::Track(_) | Command::Untrack);
+        if !presence_call && let Err(wait) = self.message_rate.take(now) {
+            let retry_after_ms = wait.as_millis() as u64 + 1;
+            return refuse(format, &address, &Reject::RateLimited { retry_after_ms });
+        }
+        match command {
+            Command::Heartbeat => ok(format, &address),
+            Command::Join(request) => self.join(address, request, format),
+            Command::Leave => self.leave(&address, format),
+            Command::Track(meta) => self.track(&address, meta, format, now),
+            Command::Untrack => self.untrack(&address, format),
+            Command::Unknown => match self.find(&address) {
+                Found::Current(_) => refuse(format, &address, &Reject::UnknownEvent),
+                Found::Stale => Vec::new(),
+                Found::None if &*address.topic == "phoenix" => {
+                    refuse(format, &address, &Reject::UnknownEvent)
+                }
+                Found::None => refuse(format, &address, &Reject::UnmatchedTopic),
+            },
+        }
+    }
+
+    /// Applies held metas as far as the rate allows now.
+    #[must_use]
+    pub fn wake(&mut self, now: Instant) -> Vec<Effect> {
+        self.waking = false;
+        let mut effects = Vec::new();
+        for at in 0..self.joined.len() {
+            if self.joined[at].held.is_none() {
+                continue;
+            }
+            match self.presence_rate.take(now) {
+                Ok(()) => {
+                    if let Some(meta) = self.joined[at].held.take() {
+                        effects.push(self.joined[at].show(meta));
+                    }
+                }
+                Err(wait) => {
+                    self.wake_after(wait, &mut effects);
+                    break;
+                }
+            }
+        }
+        effects
+    }
+
+    fn join(&mut self, address: Address, request: JoinRequest, format: WireFormat) -> Vec<Effect> {
+        let (user, meta) = match self.check_join(&address, &request) {
+            Ok(checked) => checked,
+            Err(reject) => return refuse(format, &address, &reject),
+        };
+        let channel = address.topic.clone();
+        let mut effects = Vec::new();
+        if let Some(at) = self.position(&channel) {
+            self.replace(at, &user, request.observe, &mut effects);
+        }
+        effects.extend(ok(format, &address));
+        let join_ref = address.join_ref.or(address.message_ref);
+        let view = View { format, join_ref: join_ref.clone(), known: None };
+        effects.push(Effect::View { channel: channel.clone(), view });
+        let mut joined = Joined { topic: channel, join_ref, format, user, present: false, held: None };
+        if !request.observe {
+            effects.push(joined.show(meta));
+        }
+        // Most connections join one channel: no room is kept for others.
+        self.joined.reserve_exact(1);
+        self.joined.push(joined);
+        effects
+    }
+
+    fn check_join(&self, address: &Address, request: &JoinRequest) -> Result<(Arc<str>, Arc<str>), Reject> {
+        let topic = &address.topic;
+        if topic.is_empty() || topic.len() > self.limits.max_channel_bytes {
+            return Err(Reject::ChannelName(self.limits.max_channel_bytes));
+        }
+        if &**topic == "phoenix" {
+            return Err(Reject::UnmatchedTopic);
+        }
+        if self.joined.len() >= self.limits.max_channels && self.position(topic).is_none() {
+            return Err(Reject::TooManyChannels);
+        }
+        let client = &self.client;
+        let user = match &client.session_user {
+            Some(user) => Arc::clone(user),
+            None => match request.user.clone()?.or_else(|| client.claimed_user.clone()) {
+                Some(user) => user,
+                None => format!("anon-{}", client.fallback.as_str()).into(),
+            },
+        };
+        let meta = request.meta.as_ref().map_err(Reject::clone)?;
+        let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
+        Ok((user, meta))
+    }
+
+    /// The topic is joined already: the old join ends, but a seat that the new one takes over stays.
+    fn replace(&mut self, at: usize, user: &Arc<str>, observe: bool, effects: &mut Vec<Effect>) {
+        let old = self.joined.swap_remove(at);
+        if old.present && (observe || old.user != *user) {
+            effects.push(Effect::Untrack { channel: old.topic.clone() });
+        }
+        if let Some(join_ref) = &old.join_ref {
+            let closed = encode(old.format, &Event::Closed { topic: &old.topic, join_ref });
+            effects.extend(closed.map(Effect::Send));
+        }
+    }
+
+    fn leave(&mut self, address: &Address, format: WireFormat) -> Vec<Effect> {
+        let at = match self.find(address) {
+            Found::Current(at) => at,
+            Found::Stale => return Vec::new(),
+            Found::None => return ok(format, address),
+        };
+        let old = self.joined.swap_remove(at);
+        let mut effects = Vec::new();
+        if old.present {
+            effects.push(Effect::Untrack { channel: old.topic.clone() });
+        }
+        effects.push(Effect::Unview { channel: old.topic.clone() });
+        effects.extend(ok(format, address));
+        if let Some(join_ref) = &old.join_ref {
+            let closed = encode(old.format, &Event::Closed { topic: &old.topic, join_ref });
+            effects.extend(closed.map(Effect::Send));
+        }
+        effects
+    }
+
+    fn track(
+        &mut self,
+        address: &Address,
+        meta: Result<Arc<str>, Reject>,
+        format: WireFormat,
+        now: Instant,
+    ) -> Vec<Effect> {
+        let at = match self.find(address) {
+            Found::Current(at) => at,
+            Found::Stale => return Vec::new(),
+            Found::None => return refuse(format, address, &Reject::UnmatchedTopic),
+        };
+        let meta = match meta {
+            Ok(meta) => meta,
+            Err(reject) => return refuse(format, address, &reject),
+        };
+        let mut effects = Vec::new();
+        match self.presence_rate.take(now) {
+            Ok(()) => {
+                self.joined[at].held = None;
+                effects.push(self.joined[at].show(meta));
+            }
+            Err(wait) => {
+                self.joined[at].held = Some(meta);
+                self.wake_after(wait, &mut effects);
+            }
+        }
+        effects.extend(ok(format, address));
+        effects
+    }
+
+    /// Never waits: leaving is always immediate.
+    fn untrack(&mut self, address: &Address, format: WireFormat) -> Vec<Effect> {
+        let at = match self.find(address) {
+            Found::Current(at) => at,
+            Found::Stale => return Vec::new(),
+            Found::None => return refuse(format, address, &Reject::UnmatchedTopic),
+        };
+        let joined = &mut self.joined[at];
+        joined.held = None;
+        let mut effects = Vec::new();
+        if std::mem::take(&mut joined.present) {
+            effects.push(Effect::Untrack { channel: joined.topic.clone() });
+        }
+        effects.extend(ok(format, address));
+        effects
+    }
+
+    fn wake_after(&mut self, wait: Duration, effects: &mut Vec<Effect>) {
+        if !std::mem::replace(&mut self.waking, true) {
+            effects.push(Effect::Wake(wait));
+        }
+    }
+
+    fn position(&self, topic: &str) -> Option<usize> {
+        self.joined.iter().position(|joined| &*joined.topic == topic)
+    }
+
+    fn find(&self, address: &Address) -> Found {
+        match self.position(&address.topic) {
+            None => Found::None,
+            // No join ref at all means the current join.
+            Some(at) if address.join_ref.is_none() || self.joined[at].join_ref == address.join_ref => {
+                Found::Current(at)
+            }
+            Some(_) => Found::Stale,
+        }
+    }
+}
+
+/// Whether the join that an address means is the current one.
+enum Found {
+    Current(usize),
+    /// A word of a join that has ended: to be ignored, or it would undo its successor.
+    Stale,
+    None,
+}
+
+impl Joined {
+    fn show(&mut self, meta: Arc<str>) -> Effect {
+        self.present = true;
+        Effect::Track { channel: self.topic.clone(), user: Arc::clone(&self.user), meta }
+    }
+}
+
+fn ok(format: WireFormat, address: &Address) -> Vec<Effect> {
+    encode(format, &Event::Ok(address)).map(Effect::Send).into_iter().collect()
+}
+
+fn refuse(format: WireFormat, address: &Address, reject: &Reject) -> Vec<Effect> {
+    encode(format, &Event::Refused(address, reject)).map(Effect::Send).into_iter().collect()
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,131 @@
+//! HTTP: thin handlers over what the rest of the program knows.
+//!
+//! A handler names the guard its caller must pass, reads its input, asks and writes the answer.
+//! Every failure is a [`Problem`]. Counts of channels that live on this node are one look into L1.
+
+mod answer;
+mod channels;
+mod events;
+mod guard;
+mod input;
+mod openapi;
+mod ops;
+mod pages;
+mod presence;
+mod problem;
+mod remote;
+mod sessions;
+
+use std::sync::Arc;
+
+use actix_cors::Cors;
+use actix_web::http::header::{HeaderName, ORIGIN};
+use actix_web::{HttpResponse, Resource, guard as guards, web};
+
+use crate::admission::{Admission, origin_allowed};
+use crate::channel::Rosters;
+use crate::cluster::Cluster;
+use crate::config::{Config, Origins};
+use crate::hub::Hubs;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::presence::NodeId;
+use crate::redis_pool::RedisPool;
+use crate::session::SessionManager;
+
+pub use guard::{Caller, Guest, Known, Manager};
+pub use problem::Problem;
+pub use remote::Remote;
+
+/// Seconds for which a browser remembers what it may call.
+const CORS_MAX_AGE: usize = 3_600;
+
+/// What the handlers work with: one for the process, shared by its threads.
+pub struct AppState {
+    pub config: Arc<Config>,
+    pub rosters: Rosters,
+    pub cluster: Cluster,
+    /// What other nodes hold, read through a short-lived cache.
+    pub remote: Remote,
+    pub sessions: SessionManager,
+    /// To close the sockets of a session that is revoked.
+    pub hubs: Hubs,
+    pub admission: Admission,
+    /// None without Redis.
+    pub pool: Option<RedisPool>,
+    pub metrics: Arc<Metrics>,
+    pub lifecycle: Arc<Lifecycle>,
+    pub node: NodeId,
+}
+
+/// Mounts everything but the sockets, whose routes must come before: what is found nowhere else is
+/// answered here with 404.
+pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
+    let origins = state.config.origins.clone();
+    cfg.app_data(state)
+        .app_data(web::PayloadConfig::new(input::MAX_BODY))
+        .configure(pages::routes)
+        .service(resource("/healthz", "GET, HEAD").route(get_or_head().to(ops::healthz)))
+        .service(resource("/readyz", "GET, HEAD").route(get_or_head().to(ops::readyz)))
+        .service(resource("/metrics", "GET").route(web::get().to(ops::metrics)));
+    for (prefix, routes) in [("/v1", v1 as fn(&mut web::ServiceConfig)), ("/auth/v1", auth)] {
+        // Twice: what no browser sent does not pay for CORS.
+        let from_browser = guards::fn_guard(|ctx| ctx.head().headers().contains_key(ORIGIN));
+        cfg.service(web::scope(prefix).guard(from_browser).wrap(cors(&origins)).configure(routes))
+            .service(web::scope(prefix).configure(routes));
+    }
+    cfg.service(web::resource("/socket/longpoll").wrap(cors(&origins)).to(no_long_poll))
+        .default_service(web::to(problem::not_found));
+}
+
+/// Answers Phoenix clients that fall back to long polling: any JSON here would make them throw.
+async fn no_long_poll() -> HttpResponse {
+    HttpResponse::NotFound().content_type("text/plain; charset=utf-8").body("long polling is not available")
+}
+
+fn v1(cfg: &mut web::ServiceConfig) {
+    cfg.service(resource("/channels/{channel}/presence/count", "GET").route(web::get().to(presence::count)))
+        .service(resource("/channels/{channel}/presence/events", "GET").route(web::get().to(events::events)))
+        .service(resource("/channels/{channel}/presence", "GET").route(web::get().to(presence::members)))
+        .service(resource("/channels", "GET").route(web::get().to(channels::list)))
+        .service(resource("/presence/counts", "POST").route(web::post().to(presence::counts)))
+        .service(resource("/users/{user}/presence", "GET").route(web::get().to(presence::user)))
+        .service(resource("/sessions", "POST").route(web::post().to(sessions::create)))
+        .service(resource("/sessions/{token}", "DELETE").route(web::delete().to(sessions::revoke)));
+}
+
+fn auth(cfg: &mut web::ServiceConfig) {
+    cfg.service(resource("/signup", "POST").route(web::post().to(sessions::sign_up)))
+        .service(resource("/token", "POST").route(web::post().to(sessions::sign_in)))
+        .service(resource("/logout", "POST").route(web::post().to(sessions::sign_out)))
+        .service(resource("/user", "GET").route(web::get().to(sessions::whoami)));
+}
+
+/// A path whose other methods than those in `allow` are answered with 405.
+fn resource(path: &str, allow: &'static str) -> Resource {
+    web::resource(path).default_service(web::to(move || problem::wrong_method(allow)))
+}
+
+fn get_or_head() -> actix_web::Route {
+    web::route().guard(guards::Any(guards::Get()).or(guards::Head()))
+}
+
+/// What browsers on other origins may call and see. Whether they are served at all is admission's.
+pub fn cors(origins: &Origins) -> Cors {
+    let cors = match origins.clone() {
+        Origins::Any => Cors::default().allow_any_origin().send_wildcard(),
+        Origins::Same => Cors::default(),
+        listed => Cors::default().supports_credentials().allowed_origin_fn(move |origin, _| {
+            origin.to_str().is_ok_and(|origin| origin_allowed(&listed, origin, None))
+        }),
+    };
+    let ask = ["authorization", "content-type", "apikey", "x-client-info", "last-event-id"];
+    let see = ["retry-after", "ratelimit"];
+    cors.allowed_methods(["GET", "POST", "DELETE"])
+        .allowed_headers(ask.map(HeaderName::from_static))
+        .expose_headers(see.map(HeaderName::from_static))
+        .max_age(CORS_MAX_AGE)
+}
+
+#[cfg(test)]
+mod tests;

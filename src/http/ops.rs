@@ -1,0 +1,79 @@
+//! For operators: alive, ready, and what is counted.
+
+use std::sync::atomic::Ordering;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::{AppState, Problem, answer};
+use crate::cluster::RedisState;
+use crate::lifecycle::Stage;
+use crate::metrics::Count;
+
+/// The form in which `Metrics::render` writes.
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// `GET /healthz`: the process answers.
+pub async fn healthz() -> HttpResponse {
+    answer::json(StatusCode::OK, b"{\"status\":\"ok\"}".to_vec())
+}
+
+/// What `GET /readyz` says.
+#[derive(serde::Serialize)]
+struct Ready {
+    status: &'static str,
+    redis: &'static str,
+    degraded: bool,
+    node: String,
+}
+
+/// `GET /readyz`: whether this node should be sent clients. One that lost Redis should: it goes on
+/// serving those it has, and says that it is degraded.
+pub async fn readyz(state: web::Data<AppState>) -> HttpResponse {
+    let (code, status) = match state.lifecycle.stage() {
+        Stage::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Stage::Ready => (StatusCode::OK, "ready"),
+        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    let redis = match state.cluster.state() {
+        RedisState::Off => "off",
+        RedisState::Up => "up",
+        RedisState::Down => "down",
+    };
+    let ready = Ready { status, redis, degraded: redis == "down", node: state.node.to_string() };
+    answer::value(code, &ready)
+}
+
+/// `GET /metrics`: open where only this machine can ask, else for holders of the service key.
+pub async fn metrics(request: HttpRequest, state: web::Data<AppState>) -> Result<HttpResponse, Problem> {
+    if !state.config.loopback_only {
+        let caller = state.admission.caller(&request).await?;
+        state.admission.service(&caller)?;
+    }
+    look_around(&state);
+    Ok(HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, OPEN_METRICS))
+        .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        .body(state.metrics.render()))
+}
+
+/// Takes over what is counted elsewhere.
+fn look_around(state: &AppState) {
+    let metrics = &state.metrics;
+    let set = |metric: &Count, value: u64| metric.inner().store(value, Ordering::Relaxed);
+    let sessions = state.sessions.counters();
+    set(&metrics.session_l1_hits, sessions.l1_hits.load(Ordering::Relaxed));
+    set(&metrics.session_l1_misses, sessions.l1_misses.load(Ordering::Relaxed));
+    set(&metrics.session_l2_hits, sessions.l2_hits.load(Ordering::Relaxed));
+    set(&metrics.session_l2_misses, sessions.l2_misses.load(Ordering::Relaxed));
+    set(&metrics.rate_checks_degraded, state.admission.limiter.degraded());
+    metrics.redis_writes_waiting.set(state.cluster.waiting_writes() as i64);
+    if let Some(pool) = &state.pool {
+        let pool = pool.status();
+        metrics.redis_pool_size.set(pool.size as i64);
+        metrics.redis_pool_available.set(pool.available as i64);
+        metrics.redis_pool_waiting.set(pool.waiting as i64);
+    }
+}

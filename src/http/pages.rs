@@ -1,0 +1,74 @@
+//! The demo page, the browser library and the description of the calls, built into the program.
+
+use actix_web::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::{openapi, resource};
+
+/// A file as it is served.
+#[derive(Clone, Copy)]
+struct Page {
+    path: &'static str,
+    kind: &'static str,
+    body: &'static str,
+}
+
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+const PAGES: [Page; 5] = [
+    Page { path: "/", kind: "text/html; charset=utf-8", body: include_str!("../../static/index.html") },
+    Page {
+        path: "/style.css",
+        kind: "text/css; charset=utf-8",
+        body: include_str!("../../static/style.css"),
+    },
+    Page { path: "/app.js", kind: SCRIPT, body: include_str!("../../static/app.js") },
+    Page { path: "/rollcall.js", kind: SCRIPT, body: include_str!("../../static/rollcall.js") },
+    Page { path: "/favicon.svg", kind: "image/svg+xml", body: include_str!("../../static/favicon.svg") },
+];
+
+/// Only what the server itself serves runs, and no other site frames it.
+const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; \
+                      style-src 'self'; script-src 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// A route for each page.
+pub fn routes(cfg: &mut web::ServiceConfig) {
+    let openapi = Page { path: "/openapi.json", kind: "application/json", body: openapi::document() };
+    for page in PAGES.into_iter().chain([openapi]) {
+        let tag = etag(page.body);
+        let serve = move |request: HttpRequest| std::future::ready(serve(&request, page, &tag));
+        cfg.service(
+            resource(page.path, "GET, HEAD").route(web::get().to(serve.clone())).route(web::head().to(serve)),
+        );
+    }
+}
+
+fn serve(request: &HttpRequest, page: Page, tag: &str) -> HttpResponse {
+    let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
+    let fresh = known.is_some_and(|known| matches(known, tag));
+    let mut response = if fresh { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response
+        .insert_header((CONTENT_TYPE, HeaderValue::from_static(page.kind)))
+        .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-cache")))
+        .insert_header((ETAG, tag))
+        .insert_header((CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)))
+        .insert_header((X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+        .insert_header((REFERRER_POLICY, HeaderValue::from_static("no-referrer")));
+    if fresh { response.finish() } else { response.body(page.body) }
+}
+
+/// A tag that changes with the content (64-bit FNV-1a).
+fn etag(body: &str) -> String {
+    let hash = body
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    format!("\"{hash:016x}\"")
+}
+
+/// Whether `If-None-Match` names `tag`.
+fn matches(known: &str, tag: &str) -> bool {
+    known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*")
+}

@@ -1,0 +1,125 @@
+//! Errors as problem documents (RFC 9457): the one shape in which a call fails.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use actix_web::{HttpResponse, ResponseError};
+
+use crate::admission::Refusal;
+use crate::cluster::Away;
+use crate::json;
+
+/// Seconds after which a call that failed for want of Redis is worth trying again.
+const REDIS_RETRY: u64 = 2;
+/// Seconds after which a full node is worth trying again.
+const BUSY_RETRY: u64 = 5;
+
+/// Why a call failed, as its caller is told. `type` is `about:blank`: the status says it all.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    retry_after: Option<u64>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    /// A problem with `status`; `detail` says what is wrong in this very call.
+    pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        let header = (status == StatusCode::UNAUTHORIZED)
+            .then_some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        Self { status, detail: detail.into(), retry_after: None, header }
+    }
+
+    /// The caller wrote something that cannot be meant.
+    pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// There is no room just now.
+    pub fn busy(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { retry_after: Some(BUSY_RETRY), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.status, self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut body = Vec::with_capacity(128);
+        body.extend_from_slice(b"{\"type\":\"about:blank\",\"title\":");
+        json::string(&mut body, self.status.canonical_reason().unwrap_or("Error"));
+        body.extend_from_slice(b",\"status\":");
+        json::number(&mut body, self.status.as_u16());
+        body.extend_from_slice(b",\"detail\":");
+        json::string(&mut body, &self.detail);
+        body.push(b'}');
+        let mut response = HttpResponse::build(self.status);
+        response
+            .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/problem+json")))
+            .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-store")));
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((RETRY_AFTER, seconds));
+        }
+        if let Some(header) = self.header.clone() {
+            response.insert_header(header);
+        }
+        response.body(body)
+    }
+}
+
+impl From<Away> for Problem {
+    fn from(_: Away) -> Self {
+        Self { retry_after: Some(REDIS_RETRY), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "Redis is away") }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let problem = Self::new(refusal.status(), refusal.to_string());
+        Self { retry_after: refusal.retry_after(), header: rate(refusal).or(problem.header), ..problem }
+    }
+}
+
+/// What remains of which allowance, as `RateLimit` says it (draft-ietf-httpapi-ratelimit-headers).
+fn rate(refusal: Refusal) -> Option<(HeaderName, HeaderValue)> {
+    let text = match refusal {
+        Refusal::AddressRate { retry_after } => format!("\"address\";r=0;t={retry_after}"),
+        Refusal::UserRate { retry_after } => format!("\"user\";r=0;t={retry_after}"),
+        _ => return None,
+    };
+    Some((HeaderName::from_static("ratelimit"), HeaderValue::try_from(text).ok()?))
+}
+
+impl ResponseError for Refusal {
+    fn status_code(&self) -> StatusCode {
+        self.status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        Problem::from(*self).error_response()
+    }
+}
+
+/// Answers a path that leads nowhere.
+pub async fn not_found() -> HttpResponse {
+    Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path").error_response()
+}
+
+/// Answers a method that a path does not have; `allow` lists those it has.
+pub async fn wrong_method(allow: &'static str) -> HttpResponse {
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} is allowed here"));
+    Problem { header: Some((ALLOW, HeaderValue::from_static(allow))), ..problem }.error_response()
+}

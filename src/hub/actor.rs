@@ -1,0 +1,204 @@
+//! The hub's shell: its mailbox, the sweep, and the list of all hubs for what concerns every socket.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
+
+use super::{ConnId, Hub, SharedHub};
+use crate::channel::{Fan, Live, Registry};
+use crate::reject::Close;
+
+/// A socket from which nothing came for this long, in seconds, is silent (guarantee G4).
+const SILENT_AFTER: u32 = 60;
+/// A session's life is extended, and its end noticed at the latest, this often by an open socket.
+const SESSION_CHECK_EVERY: Duration = Duration::from_secs(20);
+
+/// What binds a connection to a session.
+#[derive(Clone, Debug)]
+pub enum Tie {
+    /// An opaque token: revocable, and extended by the open socket.
+    Session { token: Arc<str>, checked: Instant },
+    /// A JWT: ends when it says, in seconds since 1970; never if it does not say.
+    Jwt { expires: Option<u64> },
+}
+
+/// Every socket of these sessions ends now.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct CloseSessions {
+    pub tokens: Arc<[Arc<str>]>,
+}
+
+/// Every socket ends, spread over `over`, told to come back elsewhere.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct Drain {
+    pub over: Duration,
+}
+
+/// Asks whether sessions still live; what it finds out comes back as [`CloseSessions`].
+pub type SessionCheck = Arc<dyn Fn(Vec<Arc<str>>, actix::Recipient<CloseSessions>) + Send + Sync>;
+
+/// The hubs of all threads. Clones share the list.
+#[derive(Clone, Default)]
+pub struct Hubs {
+    all: Arc<Mutex<Vec<Addr<HubActor>>>>,
+}
+
+impl Hubs {
+    /// Sends `message` to every hub.
+    pub fn tell<M>(&self, message: M)
+    where
+        M: Message<Result = ()> + Clone + Send + 'static,
+        HubActor: Handler<M>,
+    {
+        for hub in self.all.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            hub.do_send(message.clone());
+        }
+    }
+
+    /// Starts the hub of this thread, which must have an actix arbiter.
+    pub fn start_here(&self, registry: Registry, session_check: SessionCheck) -> SharedHub {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = Arc::clone(registry.shared());
+        let hub = Rc::new(RefCell::new(Hub {
+            number: all.len(),
+            link: None,
+            rosters: shared.rosters.clone(),
+            metrics: Arc::clone(&shared.metrics),
+            registry,
+            started: Instant::now(),
+            connections: HashMap::new(),
+            channels: HashMap::new(),
+        }));
+        let address = HubActor { hub: Rc::clone(&hub), session_check }.start();
+        hub.borrow_mut().link = Some((address.clone().recipient(), address.clone().recipient()));
+        all.push(address);
+        hub
+    }
+}
+
+/// The actor around a [`Hub`].
+pub struct HubActor {
+    hub: SharedHub,
+    session_check: SessionCheck,
+}
+
+impl Actor for HubActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(Duration::from_secs(1), |this, ctx| {
+            let due = this.hub.borrow_mut().sweep();
+            if !due.is_empty() {
+                (this.session_check)(due, ctx.address().recipient());
+            }
+        });
+    }
+}
+
+impl Hub {
+    /// Pings, ends silent sockets and expired JWTs, lets go of what has ended. Returns the sessions
+    /// whose turn it is to be checked.
+    pub(super) fn sweep(&mut self) -> Vec<Arc<str>> {
+        let now = self.now();
+        let wall = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |passed| passed.as_secs());
+        let (mut over, mut closing, mut check) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, connected) in &mut self.connections {
+            let line = connected.line;
+            if line.speaks() && now.saturating_sub(connected.outbox.heard()) >= SILENT_AFTER {
+                closing.push((*id, Close::Silent));
+                over.push(*id);
+            } else if connected.outbox.has_ended() {
+                over.push(*id);
+            } else if now >= connected.next_beat {
+                connected.next_beat = now + line.beat_every();
+                let _ = connected.outbox.push(line.beat());
+            }
+            match &mut connected.tie {
+                Some(Tie::Jwt { expires: Some(expires) }) if *expires <= wall => {
+                    closing.push((*id, Close::SessionEnded));
+                }
+                Some(Tie::Session { token, checked }) if checked.elapsed() >= SESSION_CHECK_EVERY => {
+                    *checked = Instant::now();
+                    check.push(Arc::clone(token));
+                }
+                _ => {}
+            }
+        }
+        for (id, why) in closing {
+            if why == Close::Silent {
+                self.metrics.silent_sockets.inc();
+                tracing::debug!(connection = id, "closing a silent connection");
+            }
+            self.close(id, why);
+        }
+        for id in over {
+            self.disconnect(id);
+        }
+        check
+    }
+
+    fn close_sessions(&mut self, tokens: &[Arc<str>]) {
+        let tied = |tie: &Option<Tie>| match tie {
+            Some(Tie::Session { token, .. }) => tokens.contains(token),
+            _ => false,
+        };
+        let ids: Vec<ConnId> =
+            self.connections.iter().filter(|(_, c)| tied(&c.tie)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.close(id, Close::SessionEnded);
+        }
+    }
+}
+
+impl Handler<Live> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, Live { channel }: Live, _: &mut Self::Context) {
+        self.hub.borrow_mut().live(&channel);
+    }
+}
+
+impl Handler<Fan> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, Fan { update, meter }: Fan, _: &mut Self::Context) {
+        self.hub.borrow_mut().fan(&update);
+        meter.handled();
+    }
+}
+
+impl Handler<CloseSessions> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, CloseSessions { tokens }: CloseSessions, _: &mut Self::Context) {
+        self.hub.borrow_mut().close_sessions(&tokens);
+    }
+}
+
+impl Handler<Drain> for HubActor {
+    type Result = ();
+
+    /// Slices of a twentieth, so that the clients do not all come back at the same moment.
+    fn handle(&mut self, Drain { over }: Drain, ctx: &mut Self::Context) {
+        const SLICES: usize = 20;
+        let ids: Vec<ConnId> = self.hub.borrow().connections.keys().copied().collect();
+        let size = ids.len().div_ceil(SLICES).max(1);
+        for (at, slice) in ids.chunks(size).enumerate() {
+            let slice = slice.to_vec();
+            ctx.run_later(over * at as u32 / SLICES as u32, move |this, _| {
+                let mut hub = this.hub.borrow_mut();
+                for id in slice {
+                    hub.close(id, Close::Restart);
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What is at the other end of an outbox: all in which a WebSocket and an event stream differ.
+
+use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::frames;
+use crate::metrics::Metrics;
+use crate::reject::Close;
+
+/// A socket is pinged this often, in seconds. Browsers answer by themselves, in hidden tabs too.
+const PING_EVERY: u32 = 20;
+/// An event stream has a comment this often, in seconds, so that no proxy takes it for dead, and a
+/// reader that is gone is noticed.
+const COMMENT_EVERY: u32 = 15;
+
+/// The kind of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// A WebSocket: answers pings, may be present, is told why it is closed.
+    Socket,
+    /// Server-sent events: only listens. When it ends, its client comes back by itself.
+    Events,
+}
+
+impl Line {
+    /// How often, in seconds, something is sent to keep it open.
+    pub(super) fn beat_every(self) -> u32 {
+        match self {
+            Self::Socket => PING_EVERY,
+            Self::Events => COMMENT_EVERY,
+        }
+    }
+
+    /// What is sent to keep it open.
+    pub(super) fn beat(self) -> Bytes {
+        match self {
+            Self::Socket => frames::ping(),
+            Self::Events => Bytes::from_static(b":\n\n"),
+        }
+    }
+
+    /// Whether something comes from the other end, so that silence means that it is gone, and so
+    /// that it may be present in a channel.
+    pub(super) fn speaks(self) -> bool {
+        self == Self::Socket
+    }
+
+    /// What is sent before it ends, if there is a way to say why.
+    pub(super) fn farewell(self, why: Close) -> Option<Bytes> {
+        self.speaks().then(|| frames::close(why))
+    }
+
+    /// Where it is counted while it is open.
+    pub(super) fn gauge(self, metrics: &Metrics) -> &Gauge {
+        match self {
+            Self::Socket => &metrics.connections,
+            Self::Events => &metrics.event_streams,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    use futures_util::task::noop_waker;
+
+    use super::super::{Hubs, Outbox, SharedHub};
+    use super::*;
+    use crate::channel::{Registry, Rosters, Shared};
+    use crate::cluster::{Cluster, LocalCluster};
+    use crate::presence::{Ids, NodeId};
+
+    fn hub() -> (SharedHub, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new());
+        let shared = Shared {
+            ids: Ids::new(NodeId::random()),
+            grace: Duration::ZERO,
+            heartbeat: Duration::from_secs(20),
+            rosters: Rosters::default(),
+            cluster: Cluster::Local(LocalCluster::new(Duration::from_secs(60))),
+            metrics: Arc::clone(&metrics),
+        };
+        let registry = Registry::new(Arc::new(shared), vec![actix::Arbiter::current()]);
+        (Hubs::default().start_here(registry, Arc::new(|_, _| {})), metrics)
+    }
+
+    fn sent(outbox: &Outbox) -> Vec<Bytes> {
+        let mut sent = Vec::new();
+        while let Poll::Ready(Some(chunk)) = outbox.poll_next(&mut Context::from_waker(&noop_waker())) {
+            sent.push(chunk);
+        }
+        sent
+    }
+
+    #[actix_web::test]
+    async fn an_event_stream_is_kept_open_by_comments_and_never_silent() {
+        let (hub, metrics) = hub();
+        let mut hub = hub.borrow_mut();
+        let (socket, events) =
+            (hub.connect(Line::Socket, 1_000, None), hub.connect(Line::Events, 1_000, None));
+        hub.started -= Duration::from_secs(15);
+        hub.sweep();
+        assert_eq!((sent(&socket), sent(&events)), (vec![], vec![Bytes::from_static(b":\n\n")]));
+        hub.started -= Duration::from_secs(5);
+        hub.sweep();
+        assert_eq!((sent(&socket), sent(&events)), (vec![frames::ping()], vec![]));
+        hub.started -= Duration::from_secs(45);
+        hub.sweep();
+        assert_eq!((sent(&socket), socket.has_ended()), (vec![frames::close(Close::Silent)], true));
+        assert_eq!((sent(&events).len(), events.has_ended()), (1, false));
+        assert_eq!((metrics.connections.get(), metrics.event_streams.get()), (0, 1));
+        hub.close(events.id(), Close::Restart);
+        assert_eq!((sent(&events), events.has_ended()), (vec![], true));
+        hub.sweep();
+        assert_eq!(metrics.event_streams.get(), 0);
+    }
+}

@@ -1,0 +1,293 @@
+//! The hub: one a worker thread, it holds the thread's outboxes and who of them views what.
+//!
+//! Sockets stay on the thread that accepted them, so everything here is without locks: connections
+//! call [`Hub`] directly, and channels send the actor around it one message for each diff. The hub
+//! also sweeps, once a second, for sockets that are silent and for sessions that have ended.
+
+mod actor;
+mod frames;
+mod line;
+mod outbox;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::Addr;
+use bytes::Bytes;
+use indexmap::IndexMap;
+
+use crate::channel::{
+    Channel, Detach, Dropped, HubLink, Live, Meter, Published, Registry, Rosters, Track, Untrack, Update,
+};
+use crate::dialects::{self, WireFormat};
+use crate::metrics::Metrics;
+use crate::presence::Ref;
+use crate::reject::Close;
+
+pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
+pub use frames::{close, close_echo, ping, pong, text};
+pub use line::Line;
+pub use outbox::{ConnId, Ended, Outbox};
+
+/// The hub as the connections of its thread hold it.
+pub type SharedHub = Rc<RefCell<Hub>>;
+
+/// How one viewer is told about a channel.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub format: WireFormat,
+    /// Echoed in the roster that the viewer is sent.
+    pub join_ref: Option<Box<str>>,
+    /// The version of the roster that the viewer has from before: that one is not sent again.
+    pub known: Option<u64>,
+}
+
+struct Viewer {
+    outbox: Rc<Outbox>,
+    view: View,
+    /// The version the viewer has; only later diffs are sent. None until the roster is.
+    has: Option<u64>,
+}
+
+/// A channel that has viewers on this thread.
+struct Viewed {
+    channel: Addr<Channel>,
+    meter: Arc<Meter>,
+    /// Whether the channel knows of this hub, so that no diff passes it by.
+    live: bool,
+    viewers: IndexMap<ConnId, Viewer>,
+}
+
+struct Connected {
+    line: Line,
+    outbox: Rc<Outbox>,
+    channels: Vec<Arc<str>>,
+    next_beat: u32,
+    tie: Option<Tie>,
+}
+
+/// The state of one thread's hub.
+pub struct Hub {
+    number: usize,
+    link: Option<(actix::Recipient<Live>, actix::Recipient<crate::channel::Fan>)>,
+    registry: Registry,
+    rosters: Rosters,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    connections: HashMap<ConnId, Connected>,
+    channels: HashMap<Arc<str>, Viewed>,
+}
+
+impl Hub {
+    /// Seconds since the hub began: its clock for liveness.
+    pub fn now(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// When the hub began: the zero of [`Hub::now`].
+    pub fn clock(&self) -> Instant {
+        self.started
+    }
+
+    /// A ref that nothing else in the cluster has.
+    pub fn fresh_ref(&self) -> Ref {
+        self.registry.shared().ids.r#ref()
+    }
+
+    /// Takes a new connection in. `tie` binds it to a session.
+    pub fn connect(&mut self, line: Line, output_limit: usize, tie: Option<Tie>) -> Rc<Outbox> {
+        let id = self.registry.shared().ids.number();
+        let now = self.now();
+        let outbox = Rc::new(Outbox::new(id, output_limit, now));
+        let next_beat = now + line.beat_every();
+        let connected = Connected { line, outbox: Rc::clone(&outbox), channels: Vec::new(), next_beat, tie };
+        self.connections.insert(id, connected);
+        line.gauge(&self.metrics).inc();
+        if line == Line::Socket {
+            self.metrics.connections_opened.inc();
+        }
+        outbox
+    }
+
+    /// Lets a connection go whose socket has ended: its channels are told. Twice is once.
+    pub fn disconnect(&mut self, id: ConnId) {
+        let Some(connected) = self.connections.remove(&id) else { return };
+        connected.line.gauge(&self.metrics).dec();
+        connected.outbox.finish();
+        for channel in connected.channels {
+            if connected.line.speaks()
+                && let Some(viewed) = self.channels.get(&channel)
+            {
+                viewed.channel.do_send(Dropped { connection: id });
+            }
+            self.remove_viewer(id, &channel);
+        }
+    }
+
+    /// `id` views `channel` from now on: it is sent the roster, now or as soon as it is known, and
+    /// then every diff. Where it viewed it before, the new view replaces the old.
+    pub fn view(&mut self, id: ConnId, channel: &str, view: View) {
+        let Some(outbox) = self.connections.get(&id).map(|c| Rc::clone(&c.outbox)) else { return };
+        let name = self.ensure_viewed(channel);
+        if let Some(connected) = self.connections.get_mut(&id)
+            && !connected.channels.contains(&name)
+        {
+            connected.channels.reserve_exact(1);
+            connected.channels.push(Arc::clone(&name));
+        }
+        let Some(viewed) = self.channels.get_mut(&name) else { return };
+        let mut viewer = Viewer { outbox, view, has: None };
+        if viewed.live
+            && let Some(published) = self.rosters.get(&name)
+        {
+            send_roster(&self.metrics, &name, &mut viewer, &published);
+        }
+        viewed.viewers.insert(id, viewer);
+        viewed.meter.set_viewers(viewed.viewers.len());
+    }
+
+    /// `id` views `channel` no more.
+    pub fn unview(&mut self, id: ConnId, channel: &str) {
+        if let Some(connected) = self.connections.get_mut(&id) {
+            connected.channels.retain(|name| &**name != channel);
+        }
+        self.remove_viewer(id, channel);
+    }
+
+    /// `id`, who views `channel`, is present in it as `user` and shows `meta`.
+    pub fn track(&self, id: ConnId, channel: &str, user: Arc<str>, meta: Arc<str>) {
+        // A connection that was let go, but whose actor still runs, must not come back as a ghost.
+        if self.connections.contains_key(&id)
+            && let Some(viewed) = self.channels.get(channel)
+        {
+            viewed.channel.do_send(Track { connection: id, user, meta, at: Instant::now() });
+        }
+    }
+
+    /// `id` is present in `channel` no more, by its own word.
+    pub fn untrack(&self, id: ConnId, channel: &str) {
+        if let Some(viewed) = self.channels.get(channel) {
+            viewed.channel.do_send(Untrack { connection: id });
+        }
+    }
+
+    /// Queues a frame for one connection; a full queue ends it.
+    pub fn send(&mut self, outbox: &Outbox, frame: Bytes) {
+        self.metrics.frames_out.inc();
+        self.metrics.bytes_out.inc_by(frame.len() as u64);
+        if outbox.push(frame).is_err() {
+            self.overflowed(outbox.id());
+        }
+    }
+
+    /// How many connections the thread has.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    fn ensure_viewed(&mut self, channel: &str) -> Arc<str> {
+        if let Some((name, _)) = self.channels.get_key_value(channel) {
+            return Arc::clone(name);
+        }
+        let name: Arc<str> = channel.into();
+        let meter = Arc::new(Meter::default());
+        let link = self.link.clone().map(|(live, fan)| HubLink {
+            hub: self.number,
+            live,
+            fan,
+            meter: Arc::clone(&meter),
+        });
+        let address = self.registry.attach(&name, link);
+        let viewed = Viewed { channel: address, meter, live: false, viewers: IndexMap::new() };
+        self.channels.insert(Arc::clone(&name), viewed);
+        name
+    }
+
+    fn remove_viewer(&mut self, id: ConnId, channel: &str) {
+        let Some(viewed) = self.channels.get_mut(channel) else { return };
+        viewed.viewers.swap_remove(&id);
+        viewed.meter.set_viewers(viewed.viewers.len());
+        if viewed.viewers.is_empty() {
+            viewed.channel.do_send(Detach { hub: self.number });
+            self.channels.remove(channel);
+        }
+    }
+
+    /// Sends the roster to the viewers who wait for it.
+    fn live(&mut self, channel: &str) {
+        let Some(viewed) = self.channels.get_mut(channel) else { return };
+        let Some(published) = self.rosters.get(channel) else { return };
+        viewed.live = true;
+        for viewer in viewed.viewers.values_mut().filter(|viewer| viewer.has.is_none()) {
+            send_roster(&self.metrics, channel, viewer, &published);
+        }
+    }
+
+    /// Sends a diff to every viewer who does not have it yet.
+    fn fan(&mut self, update: &Update) {
+        let Some(viewed) = self.channels.get_mut(&*update.channel) else { return };
+        let version = update.version();
+        let (mut sent, mut bytes, mut slow) = (0, 0, Vec::new());
+        for viewer in viewed.viewers.values_mut() {
+            if viewer.has.is_none_or(|has| has >= version) {
+                continue;
+            }
+            viewer.has = Some(version);
+            let format = viewer.view.format;
+            let frame = update.frame(format, |text| frames::finish(format, text)).clone();
+            sent += 1;
+            bytes += frame.len() as u64;
+            if viewer.outbox.push(frame).is_err() {
+                slow.push(viewer.outbox.id());
+            }
+        }
+        self.metrics.frames_out.inc_by(sent);
+        self.metrics.bytes_out.inc_by(bytes);
+        if let Some(oldest) = update.oldest {
+            self.metrics.join_to_visible.observe(oldest.elapsed().as_secs_f64());
+        }
+        for id in slow {
+            self.overflowed(id);
+        }
+    }
+
+    /// The outbox of `id` takes no more. If that is because its reader is slow, the connection ends
+    /// here and now: its actor may stand still with the socket.
+    fn overflowed(&mut self, id: ConnId) {
+        if self.connections.contains_key(&id) {
+            self.metrics.slow_readers.inc();
+            tracing::info!(connection = id, "closing a connection that does not read");
+            self.disconnect(id);
+        }
+    }
+
+    /// Ends a connection, which is told why if it can be.
+    fn close(&mut self, id: ConnId, why: Close) {
+        if let Some(connected) = self.connections.get(&id) {
+            if let Some(farewell) = connected.line.farewell(why) {
+                // An outbox with no room ends all the same.
+                let _ = connected.outbox.push(farewell);
+            }
+            connected.outbox.finish();
+        }
+    }
+}
+
+/// Sends the roster, in the viewer's form, unless the viewer has that very one. From then on the
+/// viewer has its version.
+fn send_roster(metrics: &Metrics, channel: &str, viewer: &mut Viewer, published: &Published) {
+    let View { format, join_ref, known } = &viewer.view;
+    viewer.has = Some(published.snapshot.version);
+    if *known == viewer.has {
+        return;
+    }
+    let (head, tail) = dialects::state_envelope(*format, channel, join_ref.as_deref(), &published.snapshot);
+    let parts = frames::finish_around(*format, head, published.state(*format), tail);
+    metrics.frames_out.inc();
+    metrics.bytes_out.inc_by(parts.iter().map(|part| part.len() as u64).sum());
+    // A full outbox has ended; the next frame for it, or the sweep, lets the connection go.
+    let _ = viewer.outbox.push_parts(parts);
+}

@@ -1,0 +1,279 @@
+//! JSON Web Tokens signed with a shared secret (HS256): who they name and whether to believe them.
+//!
+//! Only HS256 is accepted, whatever a token's header says. `exp` and `nbf` are checked where they
+//! are there, `aud` is not looked at. A token must name its subject, except one with the role
+//! `anon`: a Supabase project key, which opens the door and is nobody.
+//!
+//! All of it is arithmetic in this process: it works the same **when Redis is away**.
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
+
+use crate::config::Secret;
+
+/// How far ahead the clock of who signed may be. `exp` gets no such grace: a socket is closed at
+/// `exp`, and one accepted after it would be closed and come back over and over.
+const NBF_LEEWAY: f64 = 5.0;
+/// Far more than honest claims need, and little enough to refuse cheaply.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// The role that needs no subject.
+const ANON_ROLE: &str = "anon";
+
+/// Why a token is not believed. None of these holds any of it.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum JwtError {
+    #[error("this server has no secret to verify tokens with")]
+    NotConfigured,
+    #[error("not a JSON Web Token, or a claim is not of the type it should be")]
+    Malformed,
+    #[error("tokens must be signed with HS256")]
+    WrongAlgorithm,
+    #[error("the signature is not valid")]
+    BadSignature,
+    #[error("the token has expired")]
+    Expired,
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    #[error("the token names no subject")]
+    NoSubject,
+}
+
+/// What a believed token says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// The user; `None` only where the role is `anon`.
+    pub sub: Option<String>,
+    pub email: Option<String>,
+    pub role: Option<String>,
+    pub tier: Option<String>,
+    /// Unix seconds from which on it is no longer valid.
+    pub exp: Option<u64>,
+    /// Whether the user signed in without an account (`is_anonymous`, as Supabase writes it).
+    pub anonymous: bool,
+}
+
+/// The claims as written. Dates may have fractions (RFC 7519, NumericDate).
+#[derive(Deserialize)]
+struct Written {
+    sub: Option<String>,
+    email: Option<String>,
+    role: Option<String>,
+    tier: Option<String>,
+    exp: Option<f64>,
+    nbf: Option<f64>,
+    is_anonymous: Option<bool>,
+}
+
+/// Verifies tokens with one secret.
+#[derive(Clone)]
+pub struct JwtVerifier {
+    key: Option<DecodingKey>,
+    signature_only: Validation,
+}
+
+impl JwtVerifier {
+    /// A verifier for `secret`; without one (or with an empty one) every token is refused.
+    pub fn new(secret: Option<&Secret>) -> Self {
+        let secret = secret.map(Secret::expose).filter(|secret| !secret.is_empty());
+        let mut signature_only = Validation::new(Algorithm::HS256);
+        // Dates are checked below, against the caller's clock.
+        signature_only.required_spec_claims.clear();
+        signature_only.validate_exp = false;
+        signature_only.validate_nbf = false;
+        signature_only.validate_aud = false;
+        Self { key: secret.map(|s| DecodingKey::from_secret(s.as_bytes())), signature_only }
+    }
+
+    /// What `token` says, if it is to be believed at `now` (unix seconds).
+    ///
+    /// # Errors
+    /// See [`JwtError`]; the signature comes before anything it protects.
+    pub fn verify(&self, token: &str, now: u64) -> Result<Claims, JwtError> {
+        let key = self.key.as_ref().ok_or(JwtError::NotConfigured)?;
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(JwtError::Malformed);
+        }
+        let decoded = jsonwebtoken::decode::<Written>(token, key, &self.signature_only).map_err(reason)?;
+        if decoded.header.crit.is_some() {
+            // It demands an understanding that we do not have (RFC 7515, 4.1.11).
+            return Err(JwtError::Malformed);
+        }
+        check_dates(&decoded.claims, now as f64)?;
+        into_claims(decoded.claims)
+    }
+}
+
+/// Whether `token` has the outer form of a JWT, and so is not an opaque session: three parts with
+/// dots between them, the first beginning as `{"` does in base64.
+pub fn looks_like_jwt(token: &str) -> bool {
+    let mut parts = token.split('.');
+    let three = [parts.next(), parts.next(), parts.next()];
+    token.starts_with("eyJ")
+        && three.iter().all(|p| p.is_some_and(|p| !p.is_empty()))
+        && parts.next().is_none()
+}
+
+fn reason(error: jsonwebtoken::errors::Error) -> JwtError {
+    match error.kind() {
+        ErrorKind::InvalidSignature => JwtError::BadSignature,
+        // An algorithm that the library does not know fails as JSON: that is "malformed" too.
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName | ErrorKind::UnsupportedAlgorithm => {
+            JwtError::WrongAlgorithm
+        }
+        _ => JwtError::Malformed,
+    }
+}
+
+fn check_dates(claims: &Written, now: f64) -> Result<(), JwtError> {
+    if claims.exp.is_some_and(|exp| exp <= now) {
+        return Err(JwtError::Expired);
+    }
+    if claims.nbf.is_some_and(|nbf| nbf > now + NBF_LEEWAY) {
+        return Err(JwtError::NotYetValid);
+    }
+    Ok(())
+}
+
+fn into_claims(written: Written) -> Result<Claims, JwtError> {
+    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let (sub, role) = (filled(written.sub), filled(written.role));
+    if sub.is_none() && role.as_deref() != Some(ANON_ROLE) {
+        return Err(JwtError::NoSubject);
+    }
+    Ok(Claims {
+        sub,
+        email: filled(written.email),
+        role,
+        tier: filled(written.tier),
+        // Later than `now`, so positive; a date past all clocks saturates.
+        exp: written.exp.map(|exp| exp as u64),
+        anonymous: written.is_anonymous.unwrap_or(false),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use jsonwebtoken::{EncodingKey, Header};
+    use serde_json::{Value, json};
+
+    const SECRET: &str = "a secret of thirty-two characters";
+    const NOW: u64 = 1_800_000_000;
+
+    fn signed_with(header: &Header, claims: &Value, secret: &str) -> String {
+        jsonwebtoken::encode(header, claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+    }
+
+    fn signed(claims: &Value) -> String {
+        signed_with(&Header::default(), claims, SECRET)
+    }
+
+    fn verify(token: &str) -> Result<Claims, JwtError> {
+        JwtVerifier::new(Some(&Secret::new(SECRET))).verify(token, NOW)
+    }
+
+    #[test]
+    fn a_supabase_token_is_read() {
+        let claims = verify(&signed(&json!({
+            "sub": "u1", "email": "", "role": "authenticated", "tier": "pro", "aud": "authenticated",
+            "iss": "x", "exp": NOW + 60, "nbf": NOW, "is_anonymous": true, "app_metadata": {"a": 1},
+        })));
+        let (role, tier) = (Some("authenticated".into()), Some("pro".into()));
+        let expected =
+            Claims { sub: Some("u1".into()), email: None, role, tier, exp: Some(NOW + 60), anonymous: true };
+        assert_eq!(claims, Ok(expected));
+    }
+
+    #[test]
+    fn only_the_anon_role_needs_no_subject() {
+        assert_eq!(verify(&signed(&json!({"role": "anon"}))).unwrap().sub, None);
+        for claims in [json!({}), json!({"role": "service_role"}), json!({"sub": ""}), json!({"sub": null})] {
+            assert_eq!(verify(&signed(&claims)), Err(JwtError::NoSubject), "{claims}");
+        }
+    }
+
+    #[test]
+    fn dates_are_checked_against_the_callers_clock() {
+        for (claims, expected) in [
+            (json!({"sub": "u", "exp": NOW}), Err(JwtError::Expired)),
+            (json!({"sub": "u", "exp": -1}), Err(JwtError::Expired)),
+            (json!({"sub": "u", "exp": NOW + 1}), Ok(Some(NOW + 1))),
+            (json!({"sub": "u", "exp": NOW as f64 + 1.5}), Ok(Some(NOW + 1))),
+            (json!({"sub": "u", "exp": 1e300}), Ok(Some(u64::MAX))),
+            (json!({"sub": "u", "nbf": NOW + 5}), Ok(None)),
+            (json!({"sub": "u", "nbf": NOW + 6}), Err(JwtError::NotYetValid)),
+        ] {
+            assert_eq!(verify(&signed(&claims)).map(|c| c.exp), expected, "{claims}");
+        }
+    }
+
+    #[test]
+    fn claims_of_other_types_are_refused() {
+        for claims in [
+            json!({"sub": 7}),
+            json!({"sub": ["u"]}),
+            json!({"sub": "u", "role": 1}),
+            json!({"sub": "u", "exp": "tomorrow"}),
+            json!(["u"]),
+            json!("u"),
+        ] {
+            assert_eq!(verify(&signed(&claims)), Err(JwtError::Malformed), "{claims}");
+        }
+    }
+
+    #[test]
+    fn another_algorithm_is_refused_whatever_it_is_signed_with() {
+        let claims = json!({"sub": "u"});
+        for alg in [Algorithm::HS384, Algorithm::HS512] {
+            let token = signed_with(&Header::new(alg), &claims, SECRET);
+            assert_eq!(verify(&token), Err(JwtError::WrongAlgorithm));
+        }
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        for alg in ["none", "None", "RS256"] {
+            let token = format!("{}.{}.", part(&format!(r#"{{"alg":"{alg}"}}"#)), part(r#"{"sub":"u"}"#));
+            assert!(matches!(verify(&token), Err(JwtError::WrongAlgorithm | JwtError::Malformed)), "{alg}");
+        }
+    }
+
+    #[test]
+    fn a_false_signature_is_refused() {
+        let token = signed_with(&Header::default(), &json!({"sub": "u"}), "another secret, just as long");
+        assert_eq!(verify(&token), Err(JwtError::BadSignature));
+        let token = signed(&json!({"sub": "u"}));
+        let parts: Vec<&str> = token.split('.').collect();
+        let forged = format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(r#"{"sub":"root"}"#), parts[2]);
+        assert_eq!(verify(&forged), Err(JwtError::BadSignature));
+    }
+
+    #[test]
+    fn an_unknown_critical_header_is_refused() {
+        let header = Header { crit: Some(vec!["b64".into()]), ..Header::default() };
+        assert_eq!(verify(&signed_with(&header, &json!({"sub": "u"}), SECRET)), Err(JwtError::Malformed));
+    }
+
+    #[test]
+    fn no_secret_believes_nothing() {
+        let token = signed_with(&Header::default(), &json!({"sub": "u"}), "");
+        for secret in [None, Some(&Secret::new(""))] {
+            assert_eq!(JwtVerifier::new(secret).verify(&token, NOW), Err(JwtError::NotConfigured));
+        }
+    }
+
+    #[test]
+    fn rubbish_is_malformed() {
+        for token in ["", "a.b.c", "eyJ.eyJ.x", "....", &"eyJ".repeat(10_000)] {
+            assert_eq!(verify(token), Err(JwtError::Malformed));
+        }
+    }
+
+    #[test]
+    fn the_outer_form_tells_jwt_from_session() {
+        assert!(looks_like_jwt(&signed(&json!({"sub": "u"}))));
+        for token in ["", "eyJ", "eyJ.a", "eyJ.a.", "eyJ..b", "eyJ.a.b.c", "abc.d.e", "x-yz_0"] {
+            assert!(!looks_like_jwt(token), "{token}");
+        }
+    }
+}

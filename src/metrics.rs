@@ -1,0 +1,168 @@
+//! What an operator can watch: counters, gauges and histograms, in Prometheus' text form.
+//!
+//! A metric is one atomic number; the hot path touches each once per change or per fan-out, never
+//! once per receiver where a sum would do.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// A counter that only grows.
+pub type Count = Counter<u64, AtomicU64>;
+
+/// Every metric of the process. One is made at the start and shared.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub connections: Gauge,
+    pub connections_opened: Count,
+    pub event_streams: Gauge,
+    pub channels: Gauge,
+    pub members: Gauge,
+    pub joins: Count,
+    pub leaves: Count,
+    pub updates: Count,
+    pub diffs: Count,
+    pub frames_in: Count,
+    pub frames_out: Count,
+    pub bytes_in: Count,
+    pub bytes_out: Count,
+    pub frames_malformed: Count,
+    pub frames_oversized: Count,
+    pub slow_readers: Count,
+    pub silent_sockets: Count,
+    pub presence_calls_held: Count,
+    pub messages_refused: Count,
+    pub join_to_visible: Histogram,
+    pub redis_up: Gauge,
+    pub redis_writes: Count,
+    pub redis_write_failures: Count,
+    pub redis_batch_seconds: Histogram,
+    pub redis_events: Count,
+    pub redis_gaps: Count,
+    pub redis_readings: Count,
+    pub redis_repairs: Count,
+    pub redis_dropped: Count,
+    pub nodes: Gauge,
+    pub nodes_lost: Count,
+    pub rate_refusals_ip: Count,
+    pub rate_refusals_user: Count,
+    pub origin_refusals: Count,
+    pub session_refusals: Count,
+    pub count_l1_hits: Count,
+    pub count_l1_misses: Count,
+    pub count_l2_reads: Count,
+    pub session_l1_hits: Count,
+    pub session_l1_misses: Count,
+    pub session_l2_hits: Count,
+    pub session_l2_misses: Count,
+    pub rate_checks_degraded: Count,
+    pub redis_writes_waiting: Gauge,
+    pub redis_pool_size: Gauge,
+    pub redis_pool_available: Gauge,
+    pub redis_pool_waiting: Gauge,
+}
+
+macro_rules! register {
+    ($registry:ident, $( $name:ident: $kind:expr, $help:literal; )*) => {
+        Metrics {
+            $( $name: {
+                let metric = $kind;
+                $registry.register(stringify!($name), $help, metric.clone());
+                metric
+            }, )*
+            registry: $registry,
+        }
+    };
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("rollcall");
+        // 0.25 ms to 4 s: from one hop in a process to the longest window and a slow Redis.
+        let seconds = || Histogram::new(exponential_buckets(0.000_25, 2.0, 15));
+        register! { registry,
+            connections: Gauge::default(), "Open WebSockets";
+            connections_opened: Count::default(), "WebSockets opened";
+            event_streams: Gauge::default(), "Open streams of server-sent events";
+            channels: Gauge::default(), "Channels that live on this node";
+            members: Gauge::default(), "Seats held by this node's own connections";
+            joins: Count::default(), "Joins told to viewers";
+            leaves: Count::default(), "Leaves told to viewers";
+            updates: Count::default(), "Updates told to viewers";
+            diffs: Count::default(), "Diffs sent, one for each channel and window";
+            frames_in: Count::default(), "Messages from clients";
+            frames_out: Count::default(), "Frames put into the clients' queues";
+            bytes_in: Count::default(), "Bytes from clients";
+            bytes_out: Count::default(), "Bytes put into the clients' queues";
+            frames_malformed: Count::default(), "Messages that no dialect could read";
+            frames_oversized: Count::default(), "Connections ended for announcing too large a message";
+            slow_readers: Count::default(), "Connections ended because their queue was full";
+            silent_sockets: Count::default(), "Connections ended because nothing came for 60 s";
+            presence_calls_held: Count::default(), "Presence calls over the rate, held and applied later";
+            messages_refused: Count::default(), "Messages over the rate, answered with an error";
+            join_to_visible: seconds(), "Seconds from a change on this node to the viewers' queues";
+            redis_up: Gauge::default(), "1 while Redis answers, 0 while it does not";
+            redis_writes: Count::default(), "Presence writes made in Redis";
+            redis_write_failures: Count::default(), "Batches of presence writes that failed";
+            redis_batch_seconds: seconds(), "Seconds for one pipeline of presence writes";
+            redis_events: Count::default(), "Messages from other nodes";
+            redis_gaps: Count::default(), "Messages that showed that one before them was lost";
+            redis_readings: Count::default(), "Channels read from Redis";
+            redis_repairs: Count::default(), "Own presence fields that were missing in Redis and written again";
+            redis_dropped: Count::default(), "Presence writes dropped on a full queue (all is written again)";
+            nodes: Gauge::default(), "Nodes that hold a lease, this one included";
+            nodes_lost: Count::default(), "Nodes declared dead by this one";
+            rate_refusals_ip: Count::default(), "Calls refused by the rate limit of an address";
+            rate_refusals_user: Count::default(), "Calls refused by the rate limit of a user";
+            origin_refusals: Count::default(), "Connections refused for their origin";
+            session_refusals: Count::default(), "Calls refused for want of a valid session";
+            count_l1_hits: Count::default(), "Counts answered from this process";
+            count_l1_misses: Count::default(), "Counts of channels that do not live on this node";
+            count_l2_reads: Count::default(), "Counts read from Redis";
+            session_l1_hits: Count::default(), "Sessions found in this process";
+            session_l1_misses: Count::default(), "Sessions that were not in this process";
+            session_l2_hits: Count::default(), "Sessions found in Redis";
+            session_l2_misses: Count::default(), "Tokens that were no session in Redis either";
+            rate_checks_degraded: Count::default(), "Rate limits counted by this node alone because Redis was away";
+            redis_writes_waiting: Gauge::default(), "Presence writes that wait for Redis";
+            redis_pool_size: Gauge::default(), "Pooled connections to Redis";
+            redis_pool_available: Gauge::default(), "Pooled connections to Redis that nobody uses";
+            redis_pool_waiting: Gauge::default(), "Callers who wait for a pooled connection to Redis";
+        }
+    }
+
+    /// Everything, as Prometheus reads it.
+    pub fn render(&self) -> String {
+        let mut text = String::with_capacity(8 * 1024);
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_rendered() {
+        let metrics = Metrics::new();
+        metrics.joins.inc_by(3);
+        metrics.join_to_visible.observe(0.003);
+        let text = metrics.render();
+        assert!(text.contains("rollcall_joins_total 3"), "{text}");
+        assert!(text.contains("rollcall_join_to_visible_count 1"), "{text}");
+    }
+}

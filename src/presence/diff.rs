@@ -1,0 +1,120 @@
+//! Changes, and how the changes of a window become one diff.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::{Entry, Seat};
+
+/// What happened to one seat: a join (`None` → `Some`), a leave (`Some` → `None`) or an update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub seat: Seat,
+    pub old: Option<Arc<Entry>>,
+    pub new: Option<Arc<Entry>>,
+}
+
+/// The net changes of a window, ready to be told: apply all joins, then all leaves.
+///
+/// An update stands in it as a join of the new entry (naming the old ref) and a leave of the old.
+/// No entry that came and went within the window is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Each new entry, with the one it replaces if it is an update.
+    pub joins: Vec<(Arc<Entry>, Option<Arc<Entry>>)>,
+    /// Each entry that is no more, replaced ones included.
+    pub leaves: Vec<Arc<Entry>>,
+}
+
+impl Diff {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.joins.is_empty() && self.leaves.is_empty()
+    }
+}
+
+/// Changes gathered since the last diff, each seat's folded into one.
+#[derive(Debug, Default)]
+pub struct Pending {
+    seats: IndexMap<Seat, Folded>,
+}
+
+/// A seat before the window, and now.
+#[derive(Debug)]
+struct Folded {
+    old: Option<Arc<Entry>>,
+    new: Option<Arc<Entry>>,
+}
+
+impl Pending {
+    /// Folds `change` in: the seat's state before the window stays, its state after is the newest.
+    pub fn add(&mut self, change: Change) {
+        match self.seats.entry(change.seat) {
+            indexmap::map::Entry::Vacant(free) => {
+                free.insert(Folded { old: change.old, new: change.new });
+            }
+            indexmap::map::Entry::Occupied(mut held) => held.get_mut().new = change.new,
+        }
+    }
+
+    /// How many seats have changed.
+    pub fn len(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Whether nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.seats.is_empty()
+    }
+
+    /// The net diff; nothing is pending afterwards.
+    #[must_use]
+    pub fn take(&mut self) -> Diff {
+        let mut diff = Diff::default();
+        for folded in std::mem::take(&mut self.seats).into_values() {
+            match (folded.old, folded.new) {
+                (Some(old), Some(new)) if old.r#ref == new.r#ref => {}
+                // A seat that changed hands within the window: one user left, another came.
+                (Some(old), Some(new)) if old.user != new.user => {
+                    diff.joins.push((new, None));
+                    diff.leaves.push(old);
+                }
+                (Some(old), Some(new)) => {
+                    diff.joins.push((new, Some(Arc::clone(&old))));
+                    diff.leaves.push(old);
+                }
+                (None, Some(new)) => diff.joins.push((new, None)),
+                (Some(old), None) => diff.leaves.push(old),
+                (None, None) => {}
+            }
+        }
+        diff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presence::{Ids, NodeId};
+
+    fn entry(ids: &Ids, user: &str) -> Option<Arc<Entry>> {
+        Some(Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: "{}".into(), since: 0 }))
+    }
+
+    #[test]
+    fn a_window_tells_only_what_remains() {
+        let ids = Ids::new(NodeId::random());
+        let seat = |number| Seat { node: ids.node(), number };
+        let (a, b, c) = (entry(&ids, "u"), entry(&ids, "u"), entry(&ids, "u"));
+        let mut pending = Pending::default();
+        // Came and went: nothing.
+        pending.add(Change { seat: seat(1), old: None, new: a.clone() });
+        pending.add(Change { seat: seat(1), old: a.clone(), new: None });
+        // A chain of updates A → B → C: C replaces A.
+        pending.add(Change { seat: seat(2), old: a.clone(), new: b.clone() });
+        pending.add(Change { seat: seat(2), old: b, new: c.clone() });
+        let diff = pending.take();
+        assert_eq!(diff, Diff { joins: vec![(c.unwrap(), a.clone())], leaves: vec![a.unwrap()] });
+        assert!(pending.is_empty() && pending.take().is_empty());
+    }
+}
