@@ -143,6 +143,11 @@ impl Metrics {
         }
     }
 
+    /// How many WebSockets and event streams are open.
+    pub fn open(&self) -> i64 {
+        self.connections.get() + self.event_streams.get()
+    }
+
     /// Everything, as Prometheus reads it.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(8 * 1024);

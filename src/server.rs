@@ -130,6 +130,8 @@ pub async fn run(
     })
     .workers(config.workers)
     .h1_write_buffer_size(WRITE_BUFFER)
+    // Who closes its half has gone: an event stream to it would else go on until a write fails.
+    .h1_allow_half_closed(false)
     .client_disconnect_timeout(Duration::from_secs(1))
     .shutdown_timeout(1)
     // Over our own limit a client is told so; the engine would let it wait without a word.
@@ -200,13 +202,12 @@ fn warn_of_risks(config: &Config) {
 /// announced; the lease given back; the end. At most about eight seconds.
 async fn drain(node: &Node, handle: &ServerHandle) {
     let metrics = &node.metrics;
-    let open = || metrics.connections.get() + metrics.event_streams.get();
-    tracing::info!(connections = open(), "draining");
+    tracing::info!(connections = metrics.open(), "draining");
     node.lifecycle.enter(Stage::Draining);
     handle.pause().await;
-    if open() > 0 {
+    if metrics.open() > 0 {
         node.hubs.tell(Drain { over: DRAIN_OVER });
-        until(DRAIN_OVER + Duration::from_secs(1), || open() == 0).await;
+        until(DRAIN_OVER + Duration::from_secs(1), || metrics.open() == 0).await;
         // Whoever comes back elsewhere within the grace is not seen to leave.
         until(node.config.grace.min(Duration::from_secs(2)), || metrics.members.get() == 0).await;
     }
@@ -246,9 +247,7 @@ async fn phoenix_socket(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, actix_web::Error> {
     let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
-    if state.metrics.connections.get() >= state.config.limits.max_connections as i64 {
-        return Err(Problem::busy("this node has as many connections as it may").into());
-    }
+    state.has_room()?;
     let Some(sockets) = request.app_data::<Sockets>() else {
         return Err(actix_web::error::ErrorInternalServerError("no hub on this thread"));
     };

@@ -127,7 +127,7 @@ impl Channel {
     }
 
     fn schedule_flush(&mut self, ctx: &mut Context<Self>) {
-        if self.state.pending() == 0 || self.flush_timer.is_some() {
+        if self.state.pending().is_empty() || self.flush_timer.is_some() {
             return;
         }
         let wait = self.wait_for_window(Instant::now());
@@ -144,7 +144,8 @@ impl Channel {
     /// How long the pending diff must still wait.
     fn wait_for_window(&self, now: Instant) -> Duration {
         let viewers = self.links.iter().map(|link| link.meter.viewers()).sum();
-        let window = window(viewers, self.state.pending());
+        let pending = self.state.pending();
+        let window = window(viewers, pending.len(), pending.bytes());
         if self.links.iter().any(|link| link.meter.behind() >= MAX_BEHIND) {
             return window;
         }
@@ -208,12 +209,13 @@ impl Channel {
         }));
     }
 
+    /// Whether the channel may end: nobody here is interested, and Redis knows that nobody is in.
     fn is_idle(&self) -> bool {
-        self.links.is_empty() && self.own_seats == 0
+        self.links.is_empty() && self.own_seats == 0 && self.shared.cluster.is_settled()
     }
 
     fn schedule_linger(&mut self, ctx: &mut Context<Self>) {
-        if self.is_idle() && self.linger_timer.is_none() {
+        if self.links.is_empty() && self.own_seats == 0 && self.linger_timer.is_none() {
             self.linger_timer = Some(ctx.run_later(LINGER, |this, ctx| {
                 this.linger_timer = None;
                 if this.is_idle() && this.registry.retire(&this.name, this.attached) {

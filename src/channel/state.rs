@@ -207,9 +207,9 @@ impl ChannelState {
         self.live
     }
 
-    /// How many changes wait to be told.
-    pub fn pending(&self) -> usize {
-        self.pending.len()
+    /// The changes that wait to be told.
+    pub fn pending(&self) -> &Pending {
+        &self.pending
     }
 
     /// The diff to tell now, and when the oldest own change in it happened.

@@ -78,6 +78,10 @@ pub struct Bus {
     settled: AtomicU64,
     writer_up: AtomicBool,
     subscriber_up: AtomicBool,
+    /// Whether this node has left the cluster for good and writes no more.
+    left: AtomicBool,
+    /// Held while the lease is looked after; true once it was given back.
+    pub lease_given_back: tokio::sync::Mutex<bool>,
     /// Nodes that are dead: nothing late of theirs is believed.
     buried: RwLock<HashSet<NodeId>>,
 }
@@ -109,6 +113,8 @@ impl Bus {
             settled: AtomicU64::new(0),
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
+            left: AtomicBool::new(false),
+            lease_given_back: tokio::sync::Mutex::new(false),
             buried: RwLock::default(),
         };
         (bus, queue)
@@ -116,9 +122,21 @@ impl Bus {
 
     /// Queues a write, or remembers that one was dropped.
     pub fn write(&self, write: Write) {
+        if self.left.load(Ordering::Acquire) {
+            return;
+        }
         if self.writes.try_send(write).is_err() {
             self.metrics.redis_dropped.inc();
             self.dropped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Queues the end of a channel in which this node has written, unless the channel is open: then it
+    /// writes itself. Under the lock, so that one which opens now writes after this.
+    pub fn close_if_ended(&self, channel: &str) {
+        let listeners = self.listeners();
+        if !listeners.by_topic.contains_key(&keys::topic(channel)) {
+            self.write(Write::Close { channel: channel.into() });
         }
     }
 
@@ -126,6 +144,11 @@ impl Bus {
     pub async fn write_when_possible(&self, write: Write) {
         // The queue's other end lives as long as the process.
         let _ = self.writes.send(write).await;
+    }
+
+    /// Queues nothing from now on but what [`Bus::write_when_possible`] brings.
+    pub fn stop_writing(&self) {
+        self.left.store(true, Ordering::Release);
     }
 
     /// Whether a write was dropped since the last call.

@@ -8,13 +8,13 @@
 //! own lease gone writes everything of its own again.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::bus::{Bus, Write};
-use super::{Told, keys, reader, scripts};
+use super::{Told, keys, reader, writer};
 use crate::lock::DistributedLock;
 use crate::presence::NodeId;
 use crate::redis_pool::RedisError;
@@ -27,15 +27,27 @@ pub const SETTLED: &str = "settled";
 const WRITING: &str = "writing";
 /// How long one survivor may take to clean up before another may try, in seconds.
 const CLEAN_UP_SECONDS: u64 = 30;
+/// Channels that are cleaned in one pipeline.
+const CLEAN_UP_CHUNK: usize = 100;
 
 /// Keeps the lease and watches the others' for ever.
 pub async fn run(bus: Arc<Bus>) {
     let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut keeper =
-        Keeper { judge_from: Instant::now() + bus.node_ttl, bus, held: None, seen: HashSet::new() };
+    let mut keeper = Keeper {
+        judge_from: Instant::now() + bus.node_ttl,
+        bus,
+        held: None,
+        seen: HashSet::new(),
+        cleaning: Arc::default(),
+    };
     loop {
         ticks.tick().await;
+        let bus = Arc::clone(&keeper.bus);
+        let given_back = bus.lease_given_back.lock().await;
+        if *given_back {
+            return;
+        }
         if keeper.look().await.is_err() {
             keeper.held = None;
             keeper.rest_judgement();
@@ -60,7 +72,9 @@ pub fn renewal(bus: &Bus) -> redis::Pipeline {
 }
 
 /// Gives the lease back at the end of a node's life and takes the node out of the list.
-pub async fn give_back(bus: &Bus) -> Result<(), RedisError> {
+async fn give_back(bus: &Bus) -> Result<(), RedisError> {
+    // Not while it is being renewed, and never again after.
+    *bus.lease_given_back.lock().await = true;
     let mut pipeline = redis::pipe();
     pipeline.del(keys::lease(bus.node)).ignore();
     pipeline.del(keys::channels(bus.node)).ignore();
@@ -77,6 +91,8 @@ struct Keeper {
     /// The nodes that were seen alive. Another survivor may clean up after one, and take it off the
     /// list, before this node has looked.
     seen: HashSet<NodeId>,
+    /// The nodes that this one is cleaning up after.
+    cleaning: Arc<Mutex<HashSet<NodeId>>>,
 }
 
 impl Keeper {
@@ -105,7 +121,7 @@ impl Keeper {
             for node in others.into_iter().filter(|node| !alive.contains(node)) {
                 self.say_goodbye(node);
                 if listed.contains(&node) {
-                    self.clean_up_after(node).await?;
+                    self.clean_up_after(node);
                 }
             }
         }
@@ -143,45 +159,74 @@ impl Keeper {
         }
     }
 
-    /// One survivor does it; if that one fails, the node is still listed and another tries.
-    async fn clean_up_after(&self, node: NodeId) -> Result<(), RedisError> {
-        let name = format!("presence-clean-up-{node}");
-        let mut lock = DistributedLock::new(self.bus.pool.clone(), &name, CLEAN_UP_SECONDS);
-        if lock.try_acquire().await.unwrap_or(false) {
-            let cleaned = clean_up(&self.bus, node).await;
-            // Left to its time if Redis is away now.
-            let _ = lock.release().await;
-            cleaned?;
-            tracing::info!(%node, "cleaned up after a node that is gone");
+    /// In a task of its own, one for each node: however much there is to clean, this node's own lease
+    /// must be renewed meanwhile. If it fails, the node is still listed and somebody tries again.
+    fn clean_up_after(&self, node: NodeId) {
+        if !set_of(&self.cleaning).insert(node) {
+            return;
         }
-        Ok(())
+        let (bus, cleaning) = (Arc::clone(&self.bus), Arc::clone(&self.cleaning));
+        tokio::task::spawn_local(async move {
+            match clean_up_alone(&bus, node).await {
+                Ok(true) => tracing::info!(%node, "cleaned up after a node that is gone"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%node, %error, "could not clean up after a node; will try again")
+                }
+            }
+            set_of(&cleaning).remove(&node);
+        });
     }
 }
 
-/// Takes everything of `node` out of Redis. What a user's index still says is checked by readers.
-async fn clean_up(bus: &Bus, node: NodeId) -> Result<(), RedisError> {
+/// A panic elsewhere leaves a set whole: every change to it is one call.
+fn set_of(nodes: &Mutex<HashSet<NodeId>>) -> MutexGuard<'_, HashSet<NodeId>> {
+    nodes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Cleans up if no other survivor does. False if one does, or the node came back.
+async fn clean_up_alone(bus: &Bus, node: NodeId) -> Result<bool, RedisError> {
+    let name = format!("presence-clean-up-{node}");
+    let mut lock = DistributedLock::new(bus.pool.clone(), &name, CLEAN_UP_SECONDS);
+    if !lock.try_acquire().await.unwrap_or(false) {
+        return Ok(false);
+    }
+    let cleaned = clean_up(bus, node, &mut lock).await;
+    // Left to its time if Redis is away now.
+    let _ = lock.release().await;
+    cleaned
+}
+
+/// Takes everything of `node` out of Redis, some channels at a time. What a user's index still says is
+/// checked by readers.
+async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result<bool, RedisError> {
     let mut members = redis::cmd("SMEMBERS");
     members.arg(keys::channels(node));
     let channels: Vec<String> = bus.pool.query(&members).await?;
-    for channel in &channels {
-        let mut call = scripts::REWRITE.prepare_invoke();
-        call.key(keys::users(channel)).key(keys::versions(channel));
-        call.arg(bus.presence_ttl.as_secs()).arg(node.to_string()).arg("");
-        call.arg(keys::topic(channel)).arg("").arg(keys::user_prefix(channel));
-        let removed: Vec<(String, String)> = bus.pool.script(&call).await?;
-        let mut pipeline = redis::pipe();
-        for (user, field) in removed {
-            pipeline.hdel(keys::connections(&user), field).ignore();
-            super::note_last_seen(&mut pipeline, &user, bus.last_seen_ttl);
+    for some in channels.chunks(CLEAN_UP_CHUNK) {
+        // Trying again while it is held makes it last; and a node that is back must be left alone.
+        if !bus.is_buried(node) || !lock.try_acquire().await.unwrap_or(false) {
+            return Ok(false);
         }
-        if !pipeline.is_empty() {
-            bus.pool.pipeline::<()>(&pipeline).await?;
+        let mut clear = redis::pipe();
+        for channel in some {
+            clear.invoke_script(&writer::clearing(bus, node, channel));
+        }
+        let removed: Vec<Vec<(String, String)>> = bus.pool.pipeline(&clear).await?;
+        let mut index = redis::pipe();
+        for (user, field) in removed.into_iter().flatten() {
+            index.hdel(keys::connections(&user), field).ignore();
+            super::note_last_seen(&mut index, &user, bus.last_seen_ttl);
+        }
+        if !index.is_empty() {
+            bus.pool.pipeline::<()>(&index).await?;
         }
     }
     let mut pipeline = redis::pipe();
     pipeline.del(keys::channels(node)).ignore();
     pipeline.srem(keys::NODES, node.to_string()).ignore();
-    bus.pool.pipeline::<()>(&pipeline).await
+    bus.pool.pipeline::<()>(&pipeline).await?;
+    Ok(true)
 }
 
 /// Writes out what is queued, takes this node out of every channel and gives the lease back.
@@ -190,6 +235,7 @@ pub async fn leave(bus: &Bus) {
     for channel in open {
         bus.write_when_possible(Write::Close { channel }).await;
     }
+    bus.stop_writing();
     let contact = bus.begin_contact();
     bus.write_when_possible(Write::Barrier { contact }).await;
     while !bus.is_settled() {

@@ -172,6 +172,14 @@ impl Cluster {
         matches!(self, Self::Local(_))
     }
 
+    /// Whether everything of this node stands in Redis, as far as can be known. True without a Redis.
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Self::Local(_) => true,
+            Self::Redis(redis) => redis.bus.is_settled(),
+        }
+    }
+
     /// Whether Redis can be reached.
     pub fn state(&self) -> RedisState {
         match self {

@@ -13,7 +13,7 @@ use actix::Recipient;
 use futures_util::future::join_all;
 use indexmap::IndexMap;
 use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, RedisResult, ScriptInvocation, Value};
+use redis::{Pipeline, RedisResult, Script, ScriptInvocation, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -160,14 +160,36 @@ impl Writer<'_> {
     }
 }
 
-/// Has every channel queue the whole of its own part, and a barrier behind.
+/// Has every channel queue the whole of its own part, clears what channels left behind that have ended,
+/// and puts a barrier behind.
 fn write_everything_again(bus: Arc<Bus>, contact: u64) {
     let channels: Vec<Recipient<Told>> = bus.listeners().by_topic.values().map(|l| l.to.clone()).collect();
     tokio::task::spawn_local(async move {
         // An answer, or the channel's end: either way it has nothing more to queue.
         join_all(channels.iter().map(|channel| channel.send(Told::WriteAgain))).await;
+        let mut listed = redis::cmd("SMEMBERS");
+        listed.arg(keys::channels(bus.node));
+        match bus.pool.query::<Vec<String>>(&listed).await {
+            Ok(written) => written.iter().for_each(|channel| bus.close_if_ended(channel)),
+            // Not settled, then; the lease task or the next failure begins another contact.
+            Err(error) => {
+                tracing::debug!(%error, "could not look for channels that have ended");
+                sleep(PATIENCE).await;
+                return bus.lost.notify_one();
+            }
+        }
         bus.write_when_possible(Write::Barrier { contact }).await;
     });
+}
+
+/// Takes everything of `node` out of `channel`. Answers what was there: user, field, user, field, …
+pub fn clearing(bus: &Bus, node: NodeId, channel: &str) -> ScriptInvocation<'static> {
+    let script: &'static Script = &scripts::REWRITE;
+    let mut call = script.prepare_invoke();
+    call.key(keys::users(channel)).key(keys::versions(channel));
+    call.arg(bus.presence_ttl.as_secs()).arg(node.to_string()).arg("");
+    call.arg(keys::topic(channel)).arg("").arg(keys::user_prefix(channel));
+    call
 }
 
 /// A heartbeat whose answer is awaited.
@@ -237,7 +259,7 @@ impl PipelineBatch {
             }
             Write::Beat { channel, version, seats, to } => self.beat(bus, &channel, version, &seats, to),
             Write::Close { channel } => {
-                self.pipeline.cmd("HDEL").arg(keys::versions(&channel)).arg(bus.node.to_string()).ignore();
+                self.script(&clearing(bus, bus.node, &channel));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&*channel).ignore();
             }
             Write::Barrier { contact } => self.barriers.push(contact),

@@ -42,6 +42,7 @@ pub async fn events(
     let Some(Sockets { hub, .. }) = request.app_data::<Sockets>() else {
         return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "no hub on this thread"));
     };
+    state.has_room()?;
     let outbox = {
         let mut hub = hub.borrow_mut();
         let outbox = hub.connect(Line::Events, limits.max_output_bytes, caller.tie());

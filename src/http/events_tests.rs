@@ -183,7 +183,7 @@ async fn a_reader_that_does_not_read_is_ended() {
 }
 
 #[actix_web::test]
-async fn strangers_wrong_names_and_draining_nodes() {
+async fn strangers_wrong_names_full_and_draining_nodes() {
     let (state, sockets) = node(&["--auth", "session", "--rate-ip", "4"]);
     assert_eq!(open!(state, sockets, get(ROOM)).status(), 401);
     let long = format!("/v1/channels/{}/presence/events", "x".repeat(201));
@@ -192,6 +192,12 @@ async fn strangers_wrong_names_and_draining_nodes() {
     for expected in [401, 401, 401, 429] {
         assert_eq!(open!(state, sockets, get(ROOM)).status(), expected);
     }
+    let (full, hub) = node(&["--max-connections", "1"]);
+    let ada = present(&hub.hub, "room", "ada");
+    let refused = open!(full, hub, get(ROOM));
+    assert_eq!((refused.status().as_u16(), refused.headers().get("retry-after").is_some()), (503, true));
+    hub.hub.borrow_mut().disconnect(ada.id());
+    assert_eq!(open!(full, hub, get(ROOM)).status(), 200);
     state.lifecycle.enter(Stage::Draining);
     let mut reader = Reader::new(open!(state, sockets, known(get(ROOM))));
     assert_eq!(reader.block().await.as_deref(), Some("retry: 2000"));

@@ -58,6 +58,19 @@ pub struct AppState {
     pub node: NodeId,
 }
 
+impl AppState {
+    /// Whether one more socket or event stream may be opened.
+    ///
+    /// # Errors
+    /// The problem to answer with where there are as many as there may be.
+    pub fn has_room(&self) -> Result<(), Problem> {
+        if self.metrics.open() < self.config.limits.max_connections as i64 {
+            return Ok(());
+        }
+        Err(Problem::busy("this node has as many connections as it may"))
+    }
+}
+
 /// Mounts everything but the sockets, whose routes must come before: what is found nowhere else is
 /// answered here with 404.
 pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {

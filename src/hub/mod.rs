@@ -140,13 +140,15 @@ impl Hub {
         }
         let Some(viewed) = self.channels.get_mut(&name) else { return };
         let mut viewer = Viewer { outbox, view, has: None };
-        if viewed.live
-            && let Some(published) = self.rosters.get(&name)
-        {
-            send_roster(&self.metrics, &name, &mut viewer, &published);
-        }
+        let sent = match self.rosters.get(&name) {
+            Some(published) if viewed.live => send_roster(&self.metrics, &name, &mut viewer, &published),
+            _ => Ok(()),
+        };
         viewed.viewers.insert(id, viewer);
         viewed.meter.set_viewers(viewed.viewers.len());
+        if sent.is_err() {
+            self.overflowed(id);
+        }
     }
 
     /// `id` views `channel` no more.
@@ -221,8 +223,14 @@ impl Hub {
         let Some(viewed) = self.channels.get_mut(channel) else { return };
         let Some(published) = self.rosters.get(channel) else { return };
         viewed.live = true;
+        let mut slow = Vec::new();
         for viewer in viewed.viewers.values_mut().filter(|viewer| viewer.has.is_none()) {
-            send_roster(&self.metrics, channel, viewer, &published);
+            if send_roster(&self.metrics, channel, viewer, &published).is_err() {
+                slow.push(viewer.outbox.id());
+            }
+        }
+        for id in slow {
+            self.overflowed(id);
         }
     }
 
@@ -278,16 +286,20 @@ impl Hub {
 
 /// Sends the roster, in the viewer's form, unless the viewer has that very one. From then on the
 /// viewer has its version.
-fn send_roster(metrics: &Metrics, channel: &str, viewer: &mut Viewer, published: &Published) {
+fn send_roster(
+    metrics: &Metrics,
+    channel: &str,
+    viewer: &mut Viewer,
+    published: &Published,
+) -> Result<(), Ended> {
     let View { format, join_ref, known } = &viewer.view;
     viewer.has = Some(published.snapshot.version);
     if *known == viewer.has {
-        return;
+        return Ok(());
     }
     let (head, tail) = dialects::state_envelope(*format, channel, join_ref.as_deref(), &published.snapshot);
     let parts = frames::finish_around(*format, head, published.state(*format), tail);
     metrics.frames_out.inc();
     metrics.bytes_out.inc_by(parts.iter().map(|part| part.len() as u64).sum());
-    // A full outbox has ended; the next frame for it, or the sweep, lets the connection go.
-    let _ = viewer.outbox.push_parts(parts);
+    viewer.outbox.push_parts(parts)
 }

@@ -37,7 +37,8 @@ struct Queue {
 pub struct Ended;
 
 impl Outbox {
-    /// An empty outbox that holds at most `limit` bytes.
+    /// An empty outbox that is full once `limit` bytes wait. A frame is taken whole while it is not full,
+    /// so that a roster larger than the limit still reaches whoever reads: the bytes are shared anyway.
     pub fn new(id: ConnId, limit: usize, now: u32) -> Self {
         Self { id, limit, queue: RefCell::default(), heard: Cell::new(now) }
     }
@@ -64,12 +65,11 @@ impl Outbox {
         if queue.ended {
             return Err(Ended);
         }
-        let size: usize = chunks.iter().map(Bytes::len).sum();
-        if queue.bytes + size > self.limit {
+        if queue.bytes >= self.limit {
             queue.end(true);
             return Err(Ended);
         }
-        queue.bytes += size;
+        queue.bytes += chunks.iter().map(Bytes::len).sum::<usize>();
         queue.chunks.extend(chunks);
         queue.wake();
         Ok(())
@@ -166,7 +166,8 @@ mod tests {
     fn a_full_outbox_ends_and_gives_its_memory_back() {
         let outbox = Outbox::new(1, 10, 0);
         outbox.push(Bytes::from_static(b"12345678")).unwrap();
-        assert_eq!(outbox.push(Bytes::from_static(b"123")), Err(Ended));
+        outbox.push(Bytes::from_static(b"larger than all the room there is")).unwrap();
+        assert_eq!(outbox.push(Bytes::from_static(b"1")), Err(Ended));
         assert!(outbox.has_ended());
         assert_eq!(next(&outbox), Poll::Ready(None));
     }

@@ -37,6 +37,7 @@ impl Diff {
 #[derive(Debug, Default)]
 pub struct Pending {
     seats: IndexMap<Seat, Folded>,
+    bytes: usize,
 }
 
 /// A seat before the window, and now.
@@ -49,6 +50,8 @@ struct Folded {
 impl Pending {
     /// Folds `change` in: the seat's state before the window stays, its state after is the newest.
     pub fn add(&mut self, change: Change) {
+        let told = [&change.old, &change.new].into_iter().flatten();
+        self.bytes += told.map(|entry| entry.user.len() + entry.meta.len()).sum::<usize>();
         match self.seats.entry(change.seat) {
             indexmap::map::Entry::Vacant(free) => {
                 free.insert(Folded { old: change.old, new: change.new });
@@ -62,6 +65,11 @@ impl Pending {
         self.seats.len()
     }
 
+    /// About how many bytes of users and metas there are to tell; never too few.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether nothing has changed.
     pub fn is_empty(&self) -> bool {
         self.seats.is_empty()
@@ -71,6 +79,7 @@ impl Pending {
     #[must_use]
     pub fn take(&mut self) -> Diff {
         let mut diff = Diff::default();
+        self.bytes = 0;
         for folded in std::mem::take(&mut self.seats).into_values() {
             match (folded.old, folded.new) {
                 (Some(old), Some(new)) if old.r#ref == new.r#ref => {}
