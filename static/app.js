@@ -4,7 +4,8 @@ import { Rollcall } from "./rollcall.js";
 
 const SHOWN_MEMBERS = 200;
 const SHOWN_LINES = 60;
-const LINES_AT_ONCE = 8; // More changes than this in one frame become one line with a number.
+const FEED_EVERY_MS = 300;
+const LINES_AT_ONCE = 8; // More changes than this at once become one line with a number.
 const REST_EVERY_MS = 3_000;
 
 const $ = (id) => document.getElementById(id);
@@ -194,6 +195,7 @@ $("leave").onclick = () => {
   $("join").focus();
 };
 $("watch").onchange = () => {
+  remember(sessionStorage, "watch", $("watch").checked);
   if (room) $("watch").checked ? room.untrack() : room.track(meta());
   showControls();
 };
@@ -257,7 +259,8 @@ function initials(name) {
 function hue(user) {
   let hash = 2166136261;
   for (const char of user) hash = Math.imul(hash ^ char.codePointAt(0), 16777619);
-  return (hash >>> 0) % 360;
+  hash = Math.imul(hash ^ (hash >>> 15), 0x85ebca6b); // Ids that differ in one letter get colours far apart.
+  return ((hash ^ (hash >>> 13)) >>> 0) % 360;
 }
 
 // ---- What happened
@@ -270,7 +273,7 @@ function onChange(changes, isSnapshot) {
     if (!isFirst || change.user === me) tell(change);
   }
   repaint();
-  askRestSoon();
+  askRestIn(Math.max(250, restAt + 2_000 - Date.now())); // After a change a little earlier.
 }
 
 function tell({ type, user, metas, before }) {
@@ -295,7 +298,13 @@ function note(kind, who, what = "") {
   repaint();
 }
 
+let fedAt = 0;
+
 function paintFeed() {
+  if (lines.length === 0) return;
+  const early = fedAt + FEED_EVERY_MS - performance.now();
+  if (early > 0) return void setTimeout(repaint, early);
+  fedAt = performance.now();
   const byKind = Map.groupBy ? Map.groupBy(lines, (line) => line.kind) : new Map([["all", lines]]);
   const verbs = { join: "members came in", leave: "members left", update: "updates", tab: "tabs opened or closed" };
   const shown = lines.length <= LINES_AT_ONCE ? lines : [...byKind].flatMap(([kind, all]) =>
@@ -353,7 +362,16 @@ function paintHead() {
   const agrees = !room || !isSynced || rest === null ? "unknown" : rest === room.roster.size ? "yes" : "no";
   $("agree").dataset.agree = agrees;
   setText($("agree-text"), rest === null ? ", not reachable" : !room ? ". Join to see who" : { yes: ", the same as here", no: ", catching up", unknown: "" }[agrees]);
+  paintShades(room ? 0 : (rest ?? 0));
   document.title = room ? `(${live}) ${where} · Rollcall` : "Rollcall";
+}
+
+/** At the door we know how many are inside, not who: that many windows, lit and without a face. */
+function paintShades(count) {
+  const shades = $("shades");
+  while (shades.childElementCount > Math.min(count, 24)) shades.lastElementChild.remove();
+  while (shades.childElementCount < Math.min(count, 24)) shades.append(make("span", "shade"));
+  shades.hidden = count === 0;
 }
 
 function paintWall() {
@@ -482,6 +500,7 @@ $("wall").addEventListener("animationend", ({ target, animationName }) => {
 let restOnline = null;
 let restPath = "";
 let restTimer = 0;
+let restDue = Infinity;
 let restAt = 0;
 
 const countPath = () => `/v1/channels/${encodeURIComponent(topic ?? ($("channel").value.trim() || "lobby"))}/presence/count`;
@@ -489,6 +508,7 @@ const headers = () => (session ? { headers: { authorization: `Bearer ${session.t
 
 async function askRest() {
   clearTimeout(restTimer);
+  restDue = Infinity;
   if (document.hidden) return;
   restAt = Date.now();
   const path = countPath();
@@ -497,14 +517,15 @@ async function askRest() {
   restOnline = body?.online ?? null;
   restPath = path;
   repaint();
-  clearTimeout(restTimer);
-  restTimer = setTimeout(askRest, REST_EVERY_MS);
+  askRestIn(REST_EVERY_MS);
 }
 
-/** Something changed: ask a little earlier, still two seconds after the last time. */
-function askRestSoon() {
+/** What is due earlier stays: a channel that never rests must not put the question off for ever. */
+function askRestIn(ms) {
+  if (Date.now() + ms >= restDue) return;
   clearTimeout(restTimer);
-  restTimer = setTimeout(askRest, Math.max(250, restAt + 2_000 - Date.now()));
+  restDue = Date.now() + ms;
+  restTimer = setTimeout(askRest, ms);
 }
 
 // ---- Theme and link
@@ -537,6 +558,7 @@ $("share").onclick = async () => {
 // ---- Start
 
 $("channel").value = asked.get("channel") || decodeURIComponent(location.hash.slice(1)) || "lobby";
+$("watch").checked = Boolean(recall(sessionStorage, "watch")); // A reload must not make a watcher seen.
 showTheme();
 showProfile();
 if (session && !session.user) whoAmI();

@@ -26,8 +26,7 @@ export class Rollcall {
   onstate = () => {};
   state = { name: "offline" };
 
-  #path; #query; #socket; #timer; #beat; #attempt = 0; #lastRef = 0; #unanswered = null;
-  #channels = new Map();
+  #path; #query; #socket; #timer; #beat; #attempt = 0; #lastRef = 0; #unanswered; #channels = new Map();
 
   /** `query` is called for each connection, so that a token may be renewed between two of them. */
   constructor(path = "/socket", query = () => ({})) {
@@ -73,10 +72,8 @@ export class Rollcall {
   /** Enters a topic. With `observe` you see who is there and are not there yourself. */
   join(topic, { user, meta = {}, observe = false }) {
     this.#channels.get(topic)?.leave();
-    const channel = new Channel(topic, { user, meta, observe }, {
-      send: (...message) => this.#send(...message),
-      forget: () => this.#channels.delete(topic),
-    });
+    const send = (joinRef, event, payload) => this.#send(joinRef, topic, event, payload);
+    const channel = new Channel({ user, meta, observe }, send, () => this.#channels.delete(topic));
     this.#channels.set(topic, channel);
     if (this.state.name === "online") channel.enter();
     return channel;
@@ -129,12 +126,10 @@ class Channel {
   onchange = (_changes, _isSnapshot) => {};
   onerror = (_reason) => {};
 
-  #topic; #me; #socket; #joinRef = null; #joined = false; #asked; #waiting = null; #timer;
+  #me; #send; #forget; #joinRef = null; #joined = false; #asked; #waiting = []; #timer;
 
-  constructor(topic, me, socket) {
-    this.#topic = topic;
-    this.#me = me;
-    this.#socket = socket;
+  constructor(me, send, forget) {
+    [this.#me, this.#send, this.#forget] = [me, send, forget];
   }
 
   /** Shows `meta` to the others, instead of what we showed before. */
@@ -149,8 +144,8 @@ class Channel {
 
   leave() {
     clearTimeout(this.#timer);
-    this.#push("phx_leave", {});
-    this.#socket.forget();
+    this.#send(this.#joinRef, "phx_leave", {});
+    this.#forget();
   }
 
   /** Joins. Called for each new connection; `track` or `untrack` since then is in the request already. */
@@ -159,7 +154,7 @@ class Channel {
     const { user, meta, observe } = (this.#asked = this.#me);
     this.#joined = false;
     this.#waiting = []; // Diffs may come before the snapshot they build on.
-    this.#joinRef = this.#push("phx_join", { user_id: user, meta, ...(observe && { observe }) });
+    this.#joinRef = this.#send(null, "phx_join", { user_id: user, meta, ...(observe && { observe }) });
     this.#timer = setTimeout(() => this.enter(), ANSWER_MS);
   }
 
@@ -181,11 +176,7 @@ class Channel {
     this.#me = me;
     if (!this.#joined) return; // The join, or the answer to it, takes care of it.
     const call = me.observe ? { event: "untrack" } : { event: "track", payload: me.meta };
-    this.#push("presence", { type: "presence", ...call });
-  }
-
-  #push(event, payload) {
-    return this.#socket.send(this.#joinRef, this.#topic, event, payload);
+    this.#send(this.#joinRef, "presence", { type: "presence", ...call });
   }
 
   /** A snapshot replaces the roster. After a reconnect, only what is different counts as a change. */
@@ -194,14 +185,13 @@ class Channel {
     const users = new Set([...this.roster.keys(), ...Object.keys(state)]);
     for (const user of users) this.#set(user, state[user]?.metas ?? [], changes);
     this.onchange(changes, true);
-    const waiting = this.#waiting ?? [];
+    const waiting = this.#waiting;
     this.#waiting = null;
-    waiting.forEach((diff) => this.#apply(diff));
+    waiting?.forEach((diff) => this.#apply(diff));
   }
 
   /** All joins, then all leaves: an update is a join of the new ref and a leave of the old one. */
   #apply({ joins, leaves }) {
-    const refs = (metas) => new Set(metas.map((meta) => meta.phx_ref));
     const changes = [];
     for (const user of new Set([...Object.keys(joins), ...Object.keys(leaves)])) {
       const joined = joins[user]?.metas ?? [];
@@ -222,11 +212,13 @@ class Channel {
   }
 }
 
+const refs = (metas) => new Set(metas.map((meta) => meta.phx_ref));
+
 /** Many tabs of one user are one member: only the first connection is a "join", the last a "leave". */
 function difference(before, after) {
   if (before.length === 0) return after.length ? "join" : null;
   if (after.length === 0) return "leave";
   if (after.length !== before.length) return after.length > before.length ? "more" : "fewer";
-  const known = new Set(before.map((meta) => meta.phx_ref));
+  const known = refs(before);
   return after.every((meta) => known.has(meta.phx_ref)) ? null : "update";
 }
