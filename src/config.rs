@@ -5,10 +5,12 @@
 //! a mistake costs one line at start-up instead of a surprise at night. Secrets are kept in
 //! [`Secret`], which prints as `***`.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ContextKind;
+use clap::{CommandFactory as _, Parser, ValueEnum};
 use ipnet::IpNet;
 
 /// How a connection proves who it is.
@@ -65,14 +67,58 @@ impl std::fmt::Debug for Secret {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{setting}: {problem}")]
 pub struct ConfigError {
-    /// The environment variable's name.
-    pub setting: &'static str,
+    /// The environment variable's name; that of a flag that there is not.
+    pub setting: Cow<'static, str>,
     /// What is wrong with it and what would be right. Never contains a secret.
     pub problem: String,
 }
 
 fn bad(setting: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError { setting, problem: problem.into() }
+    ConfigError { setting: setting.into(), problem: problem.into() }
+}
+
+/// The settings of this process. `--help` and `--version` print and end it. An empty variable counts as
+/// one that is not set, as compose files write it.
+///
+/// # Errors
+/// The first setting that cannot work.
+pub fn read() -> Result<Config, ConfigError> {
+    let known = known();
+    for variable in known.get_arguments().filter_map(clap::Arg::get_env) {
+        if std::env::var_os(variable).is_some_and(|value| value.is_empty()) {
+            // SAFETY: called first in `main`, when there is no other thread that could read a variable.
+            unsafe { std::env::remove_var(variable) };
+        }
+    }
+    match Args::try_parse() {
+        Ok(args) => args.check(),
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => Err(unreadable(&error, &known)),
+    }
+}
+
+/// Every setting there is.
+fn known() -> clap::Command {
+    let mut known = Args::command();
+    known.build();
+    known
+}
+
+/// What the parser of flags and variables says in several lines, in one.
+fn unreadable(error: &clap::Error, known: &clap::Command) -> ConfigError {
+    let told = |kind| error.get(kind).map(ToString::to_string);
+    let argument = told(ContextKind::InvalidArg).unwrap_or_default();
+    let of = |arg: &&clap::Arg| !argument.is_empty() && arg.to_string() == argument;
+    let variable = known.get_arguments().find(of).and_then(clap::Arg::get_env);
+    let setting = variable.map_or(argument.clone(), |name| name.to_string_lossy().into_owned());
+    let value = told(ContextKind::InvalidValue).unwrap_or_default();
+    let why = match (std::error::Error::source(error), told(ContextKind::ValidValue)) {
+        (Some(source), _) => source.to_string(),
+        (None, Some(valid)) => format!("one of: {valid}"),
+        (None, None) => error.kind().to_string(),
+    };
+    let setting = if setting.is_empty() { "settings".to_owned() } else { setting };
+    ConfigError { setting: setting.into(), problem: format!("`{value}` cannot be: {why}") }
 }
 
 /// Rollcall: a realtime presence server.
@@ -465,6 +511,22 @@ mod tests {
         ] {
             assert_eq!(check(args).unwrap_err().setting, setting);
         }
+    }
+
+    #[test]
+    fn what_the_parser_refuses_is_one_line_that_names_the_variable() {
+        for (args, line) in [
+            (
+                ["rollcall", "--rate-ip=many"],
+                "ROLLCALL_RATE_IP: `many` cannot be: invalid digit found in string",
+            ),
+            (["rollcall", "--auth=maybe"], "ROLLCALL_AUTH: `maybe` cannot be: one of: open, session"),
+        ] {
+            let error = Args::try_parse_from(args).err().unwrap();
+            assert_eq!(unreadable(&error, &known()).to_string(), line);
+        }
+        let error = Args::try_parse_from(["rollcall", "--nonsense"]).err().unwrap();
+        assert!(unreadable(&error, &known()).to_string().starts_with("--nonsense: "));
     }
 
     #[test]

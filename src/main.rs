@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use rollcall::config::Args;
+use rollcall::config;
 use rollcall::{logging, server};
 
 fn main() -> ExitCode {
-    let config = match Args::parse().check() {
+    let config = match config::read() {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };

@@ -199,7 +199,7 @@ fn warn_of_risks(config: &Config) {
 }
 
 /// Not ready, no new connections; sockets told to go, in slices; own presence taken back and
-/// announced; the lease given back; the end. At most about eight seconds.
+/// announced; the lease given back; the end. Less than ten seconds.
 async fn drain(node: &Node, handle: &ServerHandle) {
     let metrics = &node.metrics;
     tracing::info!(connections = metrics.open(), "draining");
@@ -248,6 +248,9 @@ async fn phoenix_socket(
 ) -> Result<HttpResponse, actix_web::Error> {
     let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
     state.has_room()?;
+    if state.lifecycle.stage() == Stage::Draining {
+        return Err(Problem::busy("this node is going away").into());
+    }
     let Some(sockets) = request.app_data::<Sockets>() else {
         return Err(actix_web::error::ErrorInternalServerError("no hub on this thread"));
     };

@@ -12,7 +12,7 @@ use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Messa
 
 use super::state::{ChannelState, HeardAs, Output};
 use super::window::window;
-use super::{Fan, HubLink, Live, Published, Registry, Shared, Update};
+use super::{Fan, HubLink, Published, Registry, Shared, Update};
 use crate::cluster::{Told, wall_clock};
 use crate::presence::Diff;
 
@@ -177,7 +177,7 @@ impl Channel {
         self.publish();
         self.published = true;
         for link in &self.links {
-            link.live.do_send(Live { channel: Arc::clone(&self.name) });
+            link.go_live(&self.name);
         }
     }
 
@@ -261,7 +261,7 @@ impl Handler<Attach> for Channel {
         self.attached += 1;
         if let Some(link) = link {
             if self.published {
-                link.live.do_send(Live { channel: Arc::clone(&self.name) });
+                link.go_live(&self.name);
             }
             self.links.push(link);
         }

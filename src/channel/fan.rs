@@ -19,6 +19,9 @@ use crate::presence::Diff;
 #[rtype(result = "()")]
 pub struct Live {
     pub channel: Arc<str>,
+    /// That of the link which is answered: a hub that has detached and attached again since must wait
+    /// for the answer to its new link, or a diff sent between the two would pass it by.
+    pub meter: Arc<Meter>,
 }
 
 /// A diff for the viewers of a channel on one thread.
@@ -90,6 +93,13 @@ impl Meter {
     /// The hub has handled one diff.
     pub fn handled(&self) {
         self.behind.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl HubLink {
+    /// Tells the hub that the roster of `channel` can be shown.
+    pub(super) fn go_live(&self, channel: &Arc<str>) {
+        self.live.do_send(Live { channel: Arc::clone(channel), meter: Arc::clone(&self.meter) });
     }
 }
 

@@ -169,8 +169,10 @@ impl StreamHandler<Result<Message, ProtocolError>> for Connection {
                 ctx.stop();
             }
             Err(ProtocolError::Overflow) => self.end(Close::TooLarge, ctx),
-            // The socket broke, or the guard ended it and has said so already.
-            Err(ProtocolError::Io(_)) => ctx.stop(),
+            // The guard has ended it and said why.
+            Err(_) if self.outbox.has_ended() => ctx.stop(),
+            // Also text that is not UTF-8, which the engine reports as an I/O error. To a socket that
+            // really broke it does no harm.
             Err(_) => self.end(Close::Protocol, ctx),
         }
     }

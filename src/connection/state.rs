@@ -147,7 +147,12 @@ impl ConnectionState {
     fn join(&mut self, address: Address, request: JoinRequest, format: WireFormat) -> Vec<Effect> {
         let (user, meta) = match self.check_join(&address, &request) {
             Ok(checked) => checked,
-            Err(reject) => return refuse(format, &address, &reject),
+            Err(reject) => {
+                // The client holds the topic for not joined now, so it must not be.
+                let mut effects = self.end(&address.topic);
+                effects.extend(refuse(format, &address, &reject));
+                return effects;
+            }
         };
         let channel = address.topic.clone();
         let mut effects = Vec::new();
@@ -165,6 +170,18 @@ impl ConnectionState {
         // Most connections join one channel: no room is kept for others.
         self.joined.reserve_exact(1);
         self.joined.push(joined);
+        effects
+    }
+
+    /// Ends the join of `topic`, if there is one.
+    fn end(&mut self, topic: &str) -> Vec<Effect> {
+        let Some(at) = self.position(topic) else { return Vec::new() };
+        let old = self.joined.swap_remove(at);
+        let mut effects = Vec::new();
+        if old.present {
+            effects.push(Effect::Untrack { channel: old.topic.clone() });
+        }
+        effects.push(Effect::Unview { channel: old.topic });
         effects
     }
 
@@ -210,15 +227,11 @@ impl ConnectionState {
             Found::Stale => return Vec::new(),
             Found::None => return ok(format, address),
         };
-        let old = self.joined.swap_remove(at);
-        let mut effects = Vec::new();
-        if old.present {
-            effects.push(Effect::Untrack { channel: old.topic.clone() });
-        }
-        effects.push(Effect::Unview { channel: old.topic.clone() });
+        let (old_format, join_ref) = (self.joined[at].format, self.joined[at].join_ref.clone());
+        let mut effects = self.end(&address.topic);
         effects.extend(ok(format, address));
-        if let Some(join_ref) = &old.join_ref {
-            let closed = encode(old.format, &Event::Closed { topic: &old.topic, join_ref });
+        if let Some(join_ref) = &join_ref {
+            let closed = encode(old_format, &Event::Closed { topic: &address.topic, join_ref });
             effects.extend(closed.map(Effect::Send));
         }
         effects

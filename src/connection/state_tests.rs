@@ -128,6 +128,10 @@ fn every_refusal_is_a_reply_and_the_rest_goes_on() {
     assert!(bench.say(&long)[0].contains("channel name"));
     bench.say(r#"["1","1","other","phx_join",{}]"#);
     assert_eq!(bench.say(r#"["2","2","r","phx_join",{}]"#), [error_to("2", "2", "too many channels joined")]);
+    // A refused join of a topic that is joined ends that: the client holds it for not joined.
+    let effects = bench.say(r#"["3","3","other","phx_join",{"meta":[]}]"#);
+    assert_eq!(effects[..2], ["untrack other", "unview other"]);
+    bench.say(r#"["3","3","other","phx_join",{}]"#);
     // The one that is joined may be joined again.
     assert!(bench.say(r#"["3","3","other","phx_join",{}]"#).iter().any(|e| e.starts_with("view")));
 }

@@ -14,8 +14,9 @@ use crate::reject::Close;
 
 /// A socket from which nothing came for this long, in seconds, is silent (guarantee G4).
 const SILENT_AFTER: u32 = 60;
-/// A session's life is extended, and its end noticed at the latest, this often by an open socket.
-const SESSION_CHECK_EVERY: Duration = Duration::from_secs(20);
+/// A session's life is extended, and its end noticed at the latest, this often by an open socket. Mostly
+/// it is one look into L1.
+const SESSION_CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// What binds a connection to a session.
 #[derive(Clone, Debug)]
@@ -161,8 +162,8 @@ impl Hub {
 impl Handler<Live> for HubActor {
     type Result = ();
 
-    fn handle(&mut self, Live { channel }: Live, _: &mut Self::Context) {
-        self.hub.borrow_mut().live(&channel);
+    fn handle(&mut self, Live { channel, meter }: Live, _: &mut Self::Context) {
+        self.hub.borrow_mut().live(&channel, &meter);
     }
 }
 

@@ -219,8 +219,11 @@ impl Hub {
     }
 
     /// Sends the roster to the viewers who wait for it.
-    fn live(&mut self, channel: &str) {
+    fn live(&mut self, channel: &str, meter: &Arc<Meter>) {
         let Some(viewed) = self.channels.get_mut(channel) else { return };
+        if !Arc::ptr_eq(&viewed.meter, meter) {
+            return;
+        }
         let Some(published) = self.rosters.get(channel) else { return };
         viewed.live = true;
         let mut slow = Vec::new();
@@ -240,7 +243,8 @@ impl Hub {
         let version = update.version();
         let (mut sent, mut bytes, mut slow) = (0, 0, Vec::new());
         for viewer in viewed.viewers.values_mut() {
-            if viewer.has.is_none_or(|has| has >= version) {
+            // One that is closing takes no more, and is no slow reader for that.
+            if viewer.has.is_none_or(|has| has >= version) || viewer.outbox.has_ended() {
                 continue;
             }
             viewer.has = Some(version);
