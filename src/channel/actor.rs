@@ -77,7 +77,8 @@ pub struct Channel {
     attached: u64,
     /// Whether a roster is published and hubs were told so.
     published: bool,
-    last_diff: Option<Instant>,
+    /// When the last diff was sent, and how long what it cost asks to wait after it.
+    last_diff: Option<(Instant, Duration)>,
     flush_timer: Option<SpawnHandle>,
     grace_timer: Option<SpawnHandle>,
     linger_timer: Option<SpawnHandle>,
@@ -141,26 +142,32 @@ impl Channel {
         }
     }
 
-    /// How long the pending diff must still wait.
-    fn wait_for_window(&self, now: Instant) -> Duration {
+    /// What the pending diff would cost, as the least time between it and another.
+    fn window(&self) -> Duration {
         let viewers = self.links.iter().map(|link| link.meter.viewers()).sum();
         let pending = self.state.pending();
-        let window = window(viewers, pending.len(), pending.bytes());
+        window(viewers, pending.len(), pending.bytes())
+    }
+
+    /// How long the pending diff must still wait.
+    fn wait_for_window(&self, now: Instant) -> Duration {
+        let window = self.window();
         if self.links.iter().any(|link| link.meter.behind() >= MAX_BEHIND) {
             return window;
         }
         match self.last_diff {
-            Some(last) => (last + window).saturating_duration_since(now),
+            Some((last, cost)) => (last + window.max(cost)).saturating_duration_since(now),
             None => Duration::ZERO,
         }
     }
 
     fn flush(&mut self) {
+        let cost = self.window();
         let (diff, oldest) = self.state.take_diff();
         if diff.is_empty() {
             return;
         }
-        self.last_diff = Some(Instant::now());
+        self.last_diff = Some((Instant::now(), cost));
         self.count(&diff);
         self.shared.metrics.diffs.inc();
         let roster = self.publish();
