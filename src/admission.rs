@@ -184,14 +184,6 @@ impl Admission {
         Ok(Admitted { identity, subprotocol, addr })
     }
 
-    /// Checks only where a socket comes from: its dialect has its own proof of who it is.
-    ///
-    /// # Errors
-    /// A wrong origin, or too many calls from the address.
-    pub async fn admit_origin(&self, request: &HttpRequest) -> Result<IpAddr, Refusal> {
-        self.enter(request).await.map(|(addr, _)| addr)
-    }
-
     /// Finds out who makes a call. The service key passes every check and is not limited.
     ///
     /// # Errors
