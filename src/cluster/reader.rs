@@ -2,13 +2,15 @@
 //!
 //! None of this is on the path of a join. Every call is bounded in time by the pool.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use redis::Value;
 
 use super::bus::Bus;
-use super::{Away, Occupancy, UserPresence, keys, lease, scripts, wire};
+use super::pipeline::SETTLED;
+use super::reading::{Found, Unchecked};
+use super::{Away, Occupancy, UserPresence, keys, scripts, wire};
 use crate::keys::encode;
 use crate::presence::{NodeId, Part, Reading, Roster, Snapshot};
 use crate::redis_pool::RedisError;
@@ -33,30 +35,22 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
     let (before, found, after): (Vec<Option<String>>, Value, Vec<Option<String>>) =
         bus.pool.pipeline(&pipeline).await?;
-    let settled =
-        |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
-    let settled: HashSet<NodeId> = nodes
-        .iter()
-        .enumerate()
-        // Of the dead, nothing is left to come either.
-        .filter(|(at, node)| bus.is_buried(**node) || settled(&before, *at) && settled(&after, *at))
-        .map(|(_, node)| *node)
-        .collect();
-    let mut parts = parse_parts(&found);
-    parts.retain(|node, _| !bus.is_buried(*node));
-    let strangers: Vec<NodeId> =
-        parts.keys().filter(|node| **node != bus.node && !asked.contains_key(node)).copied().collect();
-    let alive = alive(bus, &strangers).await?;
-    // What a node left behind that died before we knew it is nothing to show. If it only lost its
-    // lease with everything else, it will write and announce again.
-    parts.retain(|node, _| !strangers.contains(node) || alive.contains(node));
-    Ok(Reading { parts, settled, asked })
+    let is_settled = |leases: &[Option<String>], at: usize| {
+        leases.get(at + 1).is_some_and(|l| l.as_deref() == Some(SETTLED))
+    };
+    let settled = nodes.iter().enumerate();
+    let settled = settled.filter(|(at, _)| is_settled(&before, *at) && is_settled(&after, *at));
+    let settled = settled.map(|(_, node)| *node).collect();
+    let found = Found { settled, parts: parse_parts(&found) };
+    let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
+    let alive = alive(bus, unchecked.strangers()).await?;
+    Ok(unchecked.check(&alive))
 }
 
 /// Those of `nodes` that hold a lease.
-pub async fn alive(bus: &Bus, nodes: &[NodeId]) -> Result<HashSet<NodeId>, RedisError> {
+pub async fn alive(bus: &Bus, nodes: &[NodeId]) -> Result<BTreeSet<NodeId>, RedisError> {
     if nodes.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(BTreeSet::new());
     }
     let mut leases = redis::cmd("MGET");
     nodes.iter().for_each(|node| {
