@@ -30,13 +30,17 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     nodes.iter().for_each(|node| {
         leases.arg(keys::lease(*node));
     });
+    let mut info = redis::cmd("INFO");
+    info.arg("replication");
     let mut pipeline = redis::pipe();
     pipeline.atomic();
     pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
-    let (before, found, after): (Vec<Option<String>>, Value, Vec<Option<String>>) =
+    pipeline.add_command(info);
+    let (before, found, after, info): (Vec<Option<String>>, Value, Vec<Option<String>>, String) =
         bus.pool.pipeline(&pipeline).await?;
+    let history = history(&info);
     let is_settled = |leases: &[Option<String>], at: usize| {
-        leases.get(at + 1).is_some_and(|l| l.as_deref() == Some(SETTLED))
+        leases.get(at + 1).and_then(Option::as_deref).is_some_and(|lease| is_settled(lease, history))
     };
     let settled = nodes.iter().enumerate();
     let settled = settled.filter(|(at, _)| is_settled(&before, *at) && is_settled(&after, *at));
@@ -44,7 +48,22 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     let found = Found { settled, parts: parse_parts(&found) };
     let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
     let alive = alive(bus, unchecked.strangers()).await?;
-    Ok(unchecked.check(&alive))
+    let reading = unchecked.check(&alive);
+    bus.note_nodes(reading.parts.keys());
+    Ok(reading)
+}
+
+/// The replication history of a server, from its `INFO`: another after a restart and after a promotion.
+fn history(info: &str) -> Option<&str> {
+    info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim)
+}
+
+/// Whether `lease` says that everything is written, and says it of the server with this `history`. A server
+/// that was restored from an older state, or promoted without the last writes, may hold a lease that was
+/// true of another.
+fn is_settled(lease: &str, history: Option<&str>) -> bool {
+    let mut words = lease.split(' ');
+    words.next() == Some(SETTLED) && words.nth(1) == history
 }
 
 /// Those of `nodes` that hold a lease.

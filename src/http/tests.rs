@@ -389,7 +389,15 @@ fn away(state: &AppState) -> Cluster {
     };
     let arbiter = actix::Arbiter::new().handle();
     let metrics = Arc::clone(&state.metrics);
-    Cluster::Redis(RedisCluster::start(state.node, url, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
+    Cluster::Redis(RedisCluster::start(
+        Ids::new(state.node),
+        url,
+        nowhere(),
+        ttls,
+        metrics,
+        Arc::new(|_| {}),
+        arbiter,
+    ))
 }
 
 #[actix_web::test]
