@@ -440,7 +440,7 @@ mod tests {
         let redis = TestRedis::start();
         let (a, b) =
             (SessionManager::new(Some(redis.pool()), HOUR), SessionManager::new(Some(redis.pool()), HOUR));
-        let client = redis::Client::open(redis.url().expose()).unwrap();
+        let client = redis::Client::open(redis.url()).unwrap();
         let mut messages = client.get_async_pubsub().await.unwrap();
         messages.subscribe(REVOKED_TOPIC).await.unwrap();
 

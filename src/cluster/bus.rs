@@ -12,7 +12,6 @@ use actix::Recipient;
 use tokio::sync::{Notify, mpsc};
 
 use super::{RedisState, Told, keys};
-use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Entry, NodeId, Op};
 use crate::redis_pool::RedisPool;
@@ -60,7 +59,6 @@ pub struct Listeners {
 /// What the tasks share.
 pub struct Bus {
     pub node: NodeId,
-    pub url: Secret,
     pub presence_ttl: Duration,
     pub node_ttl: Duration,
     pub last_seen_ttl: Duration,
@@ -90,7 +88,6 @@ impl Bus {
     /// A bus that is not connected yet, and the queue for its writer.
     pub fn new(
         node: NodeId,
-        url: Secret,
         pool: RedisPool,
         metrics: Arc<Metrics>,
         ttls: super::Ttls,
@@ -98,7 +95,6 @@ impl Bus {
         let (writes, queue) = mpsc::channel(MAX_WRITES);
         let bus = Self {
             node,
-            url,
             presence_ttl: ttls.presence,
             node_ttl: ttls.node,
             last_seen_ttl: ttls.last_seen,

@@ -27,7 +27,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
-use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, NodeId, Op, Reading, Snapshot};
 use crate::redis_pool::RedisPool;
@@ -132,14 +131,13 @@ impl RedisCluster {
     /// Starts the tasks that speak with Redis, on `arbiter`. Redis need not be there yet.
     pub fn start(
         node: NodeId,
-        url: Secret,
         pool: RedisPool,
         ttls: Ttls,
         metrics: Arc<Metrics>,
         revoked: RevokedFn,
         arbiter: ArbiterHandle,
     ) -> Self {
-        let (bus, queue) = Bus::new(node, url, pool, metrics, ttls);
+        let (bus, queue) = Bus::new(node, pool, metrics, ttls);
         let bus = Arc::new(bus);
         arbiter.spawn(writer::run(Arc::clone(&bus), queue));
         arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));

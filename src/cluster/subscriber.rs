@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::bus::Bus;
 use super::{Revoked, RevokedFn, Told, keys, link, wire};
+use crate::redis_pool::Watch;
 use crate::session::REVOKED_TOPIC;
 
 /// Topics in one SUBSCRIBE.
@@ -25,14 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
     let mut pause = link::Pause::default();
     loop {
-        match link::pubsub(&bus.url).await {
-            Ok(pubsub) => {
+        match bus.pool.servers().subscribe().await {
+            Ok((pubsub, watch)) => {
                 let (sink, stream) = pubsub.split();
                 let mut subscriber = Subscriber {
                     own_prefix: wire::own_prefix(bus.node),
                     bus: Arc::clone(&bus),
                     revoked: Arc::clone(&revoked),
                     sink,
+                    watch,
                     subscribed: HashSet::new(),
                 };
                 let ended = subscriber.listen(stream, &mut pause).await;
@@ -50,6 +52,7 @@ struct Subscriber {
     revoked: RevokedFn,
     own_prefix: String,
     sink: PubSubSink,
+    watch: Watch,
     subscribed: HashSet<String>,
 }
 
@@ -86,6 +89,9 @@ impl Subscriber {
                 _ = watchdog.tick() => {
                     if !matches!(timeout(PATIENCE, self.sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
                         return "no answer to a ping";
+                    }
+                    if let Err(reason) = self.watch.look().await {
+                        return reason;
                     }
                 }
             }

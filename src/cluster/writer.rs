@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use actix::Recipient;
 use futures_util::future::join_all;
 use indexmap::IndexMap;
-use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Script, ScriptInvocation, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -21,6 +20,7 @@ use super::bus::{Bus, Seats, Write};
 use super::{Told, keys, lease, link, scripts, wire};
 use crate::keys::encode;
 use crate::presence::{Batch, NodeId, Op};
+use crate::redis_pool::Connection;
 
 /// Writes in one pipeline.
 const MAX_BATCH: usize = 1_000;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(bus: Arc<Bus>, mut queue: mpsc::Receiver<Write>) {
     let mut pause = link::Pause::default();
     loop {
-        match link::commands(&bus.url).await {
+        match bus.pool.servers().connect(None).await {
             Ok(connection) => {
                 let reason = Writer { bus: &bus, connection }.serve(&mut queue, &mut pause).await;
                 bus.unsettle();
@@ -50,7 +50,7 @@ pub async fn run(bus: Arc<Bus>, mut queue: mpsc::Receiver<Write>) {
 
 struct Writer<'a> {
     bus: &'a Arc<Bus>,
-    connection: MultiplexedConnection,
+    connection: Connection,
 }
 
 /// Why a pipeline failed.
