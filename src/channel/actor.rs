@@ -1,27 +1,23 @@
-//! The channel actor: the shell around [`ChannelState`] that owns its timers and its messages.
+//! The channel actor: the shell around [`ChannelCore`] that owns its timers and its messages.
 //!
 //! A change comes in from a connection of this node (`Track`, `Untrack`, `Dropped`) or from another
-//! node (`Told`), goes through the state, and leaves in two directions: to the cluster at once, and
-//! to the hubs as a diff when the window allows. The roster is published before the diff is sent,
-//! so a viewer who starts in between finds the diff's changes in the roster and skips the diff.
+//! node (`Told`), goes through the core, and leaves in two directions: to the cluster at once, and
+//! to the hubs as a diff when the window allows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Message, SpawnHandle};
 
-use super::state::{ChannelState, HeardAs, Output};
-use super::window::window;
+use super::core::{Audience, ChannelCore, Effect, Noticed};
 use super::{Fan, HubLink, Published, Registry, Shared, Update};
 use crate::cluster::{Told, wall_clock};
-use crate::presence::Diff;
+use crate::presence::{Diff, Snapshot};
 
 /// How long a channel without any interest stays, in case someone comes back.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long a channel waits for its first reading before it shows what it knows.
 const LOADING: Duration = Duration::from_secs(2);
-/// Diffs a hub may have unhandled. Over it, changes gather longer: the queue to a hub is bounded.
-const MAX_BEHIND: usize = 2;
 
 /// A hub (or, with no link, a caller without viewers) takes an interest in the channel.
 #[derive(Message)]
@@ -72,14 +68,11 @@ pub struct Channel {
     name: Arc<str>,
     registry: Registry,
     shared: Arc<Shared>,
-    state: ChannelState,
+    core: ChannelCore,
     links: Vec<HubLink>,
     attached: u64,
-    /// Whether a roster is published and hubs were told so.
-    published: bool,
-    /// When the last diff was sent, and how long what it cost asks to wait after it.
-    last_diff: Option<(Instant, Duration)>,
-    flush_timer: Option<SpawnHandle>,
+    /// The timer for the pending diff, and that for the next grace to end.
+    diff_timer: Option<SpawnHandle>,
     grace_timer: Option<SpawnHandle>,
     linger_timer: Option<SpawnHandle>,
     own_seats: usize,
@@ -88,109 +81,82 @@ pub struct Channel {
 impl Channel {
     pub(super) fn new(name: Arc<str>, registry: Registry) -> Self {
         let shared = Arc::clone(registry.shared());
-        let state = ChannelState::new(shared.ids.clone(), shared.grace);
+        let core = ChannelCore::new(shared.ids.clone(), shared.grace);
         Self {
             name,
             registry,
             shared,
-            state,
+            core,
             links: Vec::new(),
             attached: 0,
-            published: false,
-            last_diff: None,
-            flush_timer: None,
+            diff_timer: None,
             grace_timer: None,
             linger_timer: None,
             own_seats: 0,
         }
     }
 
-    /// After every input: does what the state asks for.
+    /// After every input: does what follows from it.
     fn settle(&mut self, ctx: &mut Context<Self>) {
-        for output in self.state.take_outputs() {
-            match output {
-                Output::Announce(batch) => self.shared.cluster.announce(&self.name, batch),
-                Output::Read(asked) => self.shared.cluster.read(&self.name, asked, ctx.address().recipient()),
-            }
+        for effect in self.core.settle(self.audience(), Instant::now()) {
+            self.carry_out(effect, ctx);
         }
-        let own_seats = self.state.own_seats();
+        let own_seats = self.core.state.own_seats();
         self.shared.metrics.members.inc_by(own_seats as i64 - self.own_seats as i64);
         self.own_seats = own_seats;
-        if self.state.is_live() {
-            if self.published {
-                self.schedule_flush(ctx);
-            } else {
-                self.publish_first();
-            }
-        }
+        self.schedule_diff(ctx);
         self.schedule_grace(ctx);
         self.schedule_linger(ctx);
     }
 
-    fn schedule_flush(&mut self, ctx: &mut Context<Self>) {
-        if self.state.pending().is_empty() || self.flush_timer.is_some() {
+    fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let cluster = &self.shared.cluster;
+        match effect {
+            Effect::Announce(batch) => cluster.announce(&self.name, batch),
+            Effect::Read(asked) => cluster.read(&self.name, asked, ctx.address().recipient()),
+            Effect::WriteAgain { version, seats } => cluster.write_again(&self.name, version, seats),
+            Effect::Repair { version, ops } => cluster.repair(&self.name, version, ops),
+            Effect::GoLive { roster, diff } => {
+                self.count(&diff);
+                self.publish(roster);
+                for link in &self.links {
+                    link.go_live(&self.name);
+                }
+            }
+            Effect::Tell { roster, diff, oldest } => {
+                self.count(&diff);
+                self.shared.metrics.diffs.inc();
+                let roster = self.publish(roster);
+                let update = Arc::new(Update::new(Arc::clone(&self.name), roster, diff, oldest));
+                for link in &self.links {
+                    link.meter.sent();
+                    link.fan.do_send(Fan { update: Arc::clone(&update), meter: Arc::clone(&link.meter) });
+                }
+            }
+        }
+    }
+
+    fn audience(&self) -> Audience {
+        Audience {
+            viewers: self.links.iter().map(|link| link.meter.viewers()).sum(),
+            behind: self.links.iter().map(|link| link.meter.behind()).max().unwrap_or(0),
+        }
+    }
+
+    fn schedule_diff(&mut self, ctx: &mut Context<Self>) {
+        if self.diff_timer.is_some() {
             return;
         }
-        let wait = self.wait_for_window(Instant::now());
-        if wait.is_zero() {
-            self.flush();
-        } else {
-            self.flush_timer = Some(ctx.run_later(wait, |this, ctx| {
-                this.flush_timer = None;
-                this.schedule_flush(ctx);
-            }));
-        }
+        let now = Instant::now();
+        let Some(at) = self.core.next_diff(self.audience(), now) else { return };
+        self.diff_timer = Some(ctx.run_later(at.saturating_duration_since(now), |this, ctx| {
+            this.diff_timer = None;
+            this.settle(ctx);
+        }));
     }
 
-    /// What the pending diff would cost, as the least time between it and another.
-    fn window(&self) -> Duration {
-        let viewers = self.links.iter().map(|link| link.meter.viewers()).sum();
-        let pending = self.state.pending();
-        window(viewers, pending.len(), pending.bytes())
-    }
-
-    /// How long the pending diff must still wait.
-    fn wait_for_window(&self, now: Instant) -> Duration {
-        let window = self.window();
-        if self.links.iter().any(|link| link.meter.behind() >= MAX_BEHIND) {
-            return window;
-        }
-        match self.last_diff {
-            Some((last, cost)) => (last + window.max(cost)).saturating_duration_since(now),
-            None => Duration::ZERO,
-        }
-    }
-
-    fn flush(&mut self) {
-        let cost = self.window();
-        let (diff, oldest) = self.state.take_diff();
-        if diff.is_empty() {
-            return;
-        }
-        self.last_diff = Some((Instant::now(), cost));
-        self.count(&diff);
-        self.shared.metrics.diffs.inc();
-        let roster = self.publish();
-        let update = Arc::new(Update::new(Arc::clone(&self.name), roster, diff, oldest));
-        for link in &self.links {
-            link.meter.sent();
-            link.fan.do_send(Fan { update: Arc::clone(&update), meter: Arc::clone(&link.meter) });
-        }
-    }
-
-    fn publish_first(&mut self) {
-        let (diff, _) = self.state.take_diff();
-        self.count(&diff);
-        self.publish();
-        self.published = true;
-        for link in &self.links {
-            link.go_live(&self.name);
-        }
-    }
-
-    fn publish(&self) -> Arc<Published> {
-        let version = self.shared.ids.number();
-        let published = Arc::new(Published::new(self.state.snapshot(version)));
+    fn publish(&self, roster: Snapshot) -> Arc<Published> {
+        let published = Arc::new(Published::new(roster));
         self.shared.rosters.publish(&self.name, Arc::clone(&published));
         published
     }
@@ -207,11 +173,10 @@ impl Channel {
         if self.grace_timer.is_some() {
             return;
         }
-        let Some(next) = self.state.next_grace() else { return };
+        let Some(next) = self.core.next_grace() else { return };
         let wait = next.saturating_duration_since(Instant::now());
         self.grace_timer = Some(ctx.run_later(wait, |this, ctx| {
             this.grace_timer = None;
-            this.state.end_grace(Instant::now());
             this.settle(ctx);
         }));
     }
@@ -234,9 +199,9 @@ impl Channel {
         }
     }
 
-    fn beat(&mut self, ctx: &mut Context<Self>) {
-        let (version, seats) = self.state.own();
-        self.shared.cluster.beat(&self.name, version, seats, ctx.address().recipient());
+    fn beat(&mut self, _: &mut Context<Self>) {
+        let (version, seats) = self.core.state.own();
+        self.shared.cluster.beat(&self.name, version, seats);
     }
 }
 
@@ -245,14 +210,14 @@ impl Actor for Channel {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         if self.shared.cluster.is_local() {
-            self.state.go_live();
+            self.core.state.go_live();
         } else {
             self.shared.cluster.open(&self.name, ctx.address().recipient());
             ctx.run_interval(self.shared.heartbeat, Self::beat);
             ctx.run_later(LOADING, |this, ctx| {
-                if !this.state.is_live() {
+                if !this.core.state.is_live() {
                     tracing::warn!(channel = %this.name, "the roster could not be read in time; showing what this node knows");
-                    this.state.go_live();
+                    this.core.state.go_live();
                     this.settle(ctx);
                 }
             });
@@ -267,7 +232,7 @@ impl Handler<Attach> for Channel {
     fn handle(&mut self, Attach { link }: Attach, ctx: &mut Self::Context) {
         self.attached += 1;
         if let Some(link) = link {
-            if self.published {
+            if self.core.is_published() {
                 link.go_live(&self.name);
             }
             self.links.push(link);
@@ -289,7 +254,7 @@ impl Handler<Track> for Channel {
     type Result = ();
 
     fn handle(&mut self, track: Track, ctx: &mut Self::Context) {
-        self.state.track(track.connection, &track.user, &track.meta, wall_clock(), track.at);
+        self.core.state.track(track.connection, &track.user, &track.meta, wall_clock(), track.at);
         self.settle(ctx);
     }
 }
@@ -298,7 +263,7 @@ impl Handler<Untrack> for Channel {
     type Result = ();
 
     fn handle(&mut self, Untrack { connection }: Untrack, ctx: &mut Self::Context) {
-        self.state.untrack(connection, Instant::now());
+        self.core.state.untrack(connection, Instant::now());
         self.settle(ctx);
     }
 }
@@ -307,7 +272,7 @@ impl Handler<Dropped> for Channel {
     type Result = ();
 
     fn handle(&mut self, Dropped { connection }: Dropped, ctx: &mut Self::Context) {
-        self.state.dropped(connection, Instant::now());
+        self.core.state.dropped(connection, Instant::now());
         self.settle(ctx);
     }
 }
@@ -316,7 +281,7 @@ impl Handler<Drain> for Channel {
     type Result = ();
 
     fn handle(&mut self, Drain: Drain, ctx: &mut Self::Context) {
-        self.state.leave_all(Instant::now());
+        self.core.state.leave_all(Instant::now());
         self.settle(ctx);
     }
 }
@@ -325,28 +290,13 @@ impl Handler<Told> for Channel {
     type Result = ();
 
     fn handle(&mut self, told: Told, ctx: &mut Self::Context) {
-        match told {
-            Told::Batch { node, batch } => {
-                if self.state.hear(node, batch) == HeardAs::Gap {
-                    self.shared.metrics.redis_gaps.inc();
-                }
+        match self.core.told(told) {
+            Noticed::Nothing => {}
+            Noticed::Gap => {
+                self.shared.metrics.redis_gaps.inc();
             }
-            Told::Read(reading) => self.state.merge(reading),
-            Told::ReadAgain => self.state.read_again(),
-            Told::WriteAgain => {
-                let (version, seats) = self.state.own();
-                self.shared.cluster.write_again(&self.name, version, seats);
-            }
-            Told::Away => self.state.go_live(),
-            Told::NodeDown(node) => self.state.node_down(node),
-            Told::Beaten { versions, missing } => {
-                self.state.compare(&versions);
-                if !missing.is_empty() {
-                    self.shared.metrics.redis_repairs.inc_by(missing.len() as u64);
-                    let version = self.state.own().0;
-                    let ops = self.state.entries(&missing);
-                    self.shared.cluster.repair(&self.name, version, ops);
-                }
+            Noticed::Missing(seats) => {
+                self.shared.metrics.redis_repairs.inc_by(seats as u64);
             }
         }
         self.settle(ctx);

@@ -1,11 +1,13 @@
 //! Channels: one actor for each channel that has local interest, and what it shows.
 //!
-//! - [`state`]: the logic, pure; [`actor`]: its shell, which owns timers and messages.
+//! - [`state`] and [`core`]: the logic, pure: who is in, and what is told when; [`actor`]: its shell, which
+//!   owns timers and messages.
 //! - [`registry`]: finds or starts the actor of a channel, and lets it end without losing anybody.
 //! - [`rosters`]: L1, where the published roster of every channel is read without asking its actor.
 //! - [`window`], [`grace`]: when changes are told, and how long a lost connection's seat is kept.
 
 mod actor;
+mod core;
 mod fan;
 mod grace;
 mod registry;

@@ -1,258 +1,279 @@
 //! The bus: what the tasks that speak with Redis share, and the channels' way to them.
 //!
-//! Channels put their writes into one bounded queue, from which the writer makes pipelines. A queue
-//! that is full drops the write and remembers so: everything of this node is then written again.
+//! A lock around the pure parts ([`Contact`], [`Nodes`], [`Topics`]), and the way to tell a channel what
+//! they say. Nothing is awaited under the lock, and nothing long is done.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix::Recipient;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
-use super::{RedisState, Told, keys};
+use super::contact::{Contact, Reply, Write};
+use super::keys::Keys;
+use super::nodes::{Nodes, Verdict};
+use super::topics::Topics;
+use super::{RedisState, Told};
 use crate::metrics::Metrics;
-use crate::presence::{Batch, Entry, NodeId, Op};
+use crate::presence::{Batch, NodeId};
 use crate::redis_pool::RedisPool;
-
-/// Writes that may wait for Redis.
-const MAX_WRITES: usize = 65_536;
-
-/// Seats with who sits on them.
-pub type Seats = Vec<(u64, Arc<Entry>)>;
-
-/// Something to be written to Redis.
-#[derive(Debug)]
-pub enum Write {
-    /// Changes of the own part, to be announced as well.
-    Changes { channel: Arc<str>, batch: Batch },
-    /// The whole of the own part.
-    Again { channel: Arc<str>, version: u64, seats: Seats },
-    /// Seats of the own part that were missing.
-    Repair { channel: Arc<str>, version: u64, ops: Vec<Op> },
-    /// A heartbeat; what it finds goes to `to`.
-    Beat { channel: Arc<str>, version: u64, seats: Seats, to: Recipient<Told> },
-    /// The channel has ended here.
-    Close { channel: Arc<str> },
-    /// The lease goes on.
-    Renew,
-    /// Everything of the contact with this number has been queued before this.
-    Barrier { contact: u64 },
-}
-
-/// A channel that wants to hear what is announced.
-#[derive(Debug)]
-pub struct Listener {
-    pub name: Arc<str>,
-    pub to: Recipient<Told>,
-}
-
-/// The channels that listen, by topic, and which topics the subscriber has yet to deal with.
-#[derive(Debug, Default)]
-pub struct Listeners {
-    pub by_topic: HashMap<String, Listener>,
-    /// Topics opened or closed since the subscriber looked last.
-    pub touched: HashSet<String>,
-}
 
 /// What the tasks share.
 pub struct Bus {
     pub node: NodeId,
+    pub keys: Keys,
     pub presence_ttl: Duration,
     pub node_ttl: Duration,
     pub last_seen_ttl: Duration,
     pub pool: RedisPool,
     pub metrics: Arc<Metrics>,
-    listeners: Mutex<Listeners>,
-    /// Wakes the subscriber for [`Listeners::touched`].
+    /// Wakes the writer when something is queued.
+    pub queued: Notify,
+    /// Wakes the subscriber when a topic was opened or closed.
     pub interest: Notify,
-    writes: mpsc::Sender<Write>,
-    /// Whether a write was dropped, so that all must be written again.
-    dropped: AtomicBool,
-    /// Wakes the writer to begin a new contact: Redis is there, but may have lost what is ours.
-    pub lost: Notify,
-    /// Counts the writer's contacts with Redis.
-    contact: AtomicU64,
-    /// The contact in which everything own had been written, 0 for none.
-    settled: AtomicU64,
+    inner: Mutex<Inner>,
     writer_up: AtomicBool,
     subscriber_up: AtomicBool,
-    /// Whether this node has left the cluster for good and writes no more.
-    left: AtomicBool,
-    /// Nodes that are dead: nothing late of theirs is believed.
-    buried: RwLock<HashSet<NodeId>>,
+}
+
+struct Inner {
+    contact: Contact,
+    nodes: Nodes,
+    topics: Topics,
+    /// The open channels' actors.
+    channels: HashMap<Arc<str>, Recipient<Told>>,
+}
+
+impl Inner {
+    fn tell(&self, channel: &str, told: Told) {
+        if let Some(to) = self.channels.get(channel) {
+            to.do_send(told);
+        }
+    }
+
+    fn tell_all(&self, told: impl Fn() -> Told) {
+        for to in self.channels.values() {
+            to.do_send(told());
+        }
+    }
+
+    /// Passes on what the contact says.
+    fn pass_on(&mut self) {
+        for (channel, told) in self.contact.take_told() {
+            self.tell(&channel, told);
+        }
+    }
 }
 
 impl Bus {
-    /// A bus that is not connected yet, and the queue for its writer.
-    pub fn new(
-        node: NodeId,
-        pool: RedisPool,
-        metrics: Arc<Metrics>,
-        ttls: super::Ttls,
-    ) -> (Self, mpsc::Receiver<Write>) {
-        let (writes, queue) = mpsc::channel(MAX_WRITES);
-        let bus = Self {
+    /// A bus that is not connected yet.
+    pub fn new(node: NodeId, pool: RedisPool, metrics: Arc<Metrics>, ttls: super::Ttls) -> Self {
+        let inner = Inner {
+            contact: Contact::default(),
+            nodes: Nodes::new(node, ttls.node, Instant::now()),
+            topics: Topics::default(),
+            channels: HashMap::new(),
+        };
+        Self {
             node,
+            keys: Keys::new(pool.servers().is_cluster()),
             presence_ttl: ttls.presence,
             node_ttl: ttls.node,
             last_seen_ttl: ttls.last_seen,
             pool,
             metrics,
-            listeners: Mutex::default(),
+            queued: Notify::new(),
             interest: Notify::new(),
-            writes,
-            dropped: AtomicBool::new(false),
-            lost: Notify::new(),
-            contact: AtomicU64::new(0),
-            settled: AtomicU64::new(0),
+            inner: Mutex::new(inner),
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
-            left: AtomicBool::new(false),
-            buried: RwLock::default(),
-        };
-        (bus, queue)
+        }
     }
 
-    /// Queues a write, or remembers that one was dropped.
+    /// A panic elsewhere leaves a state that is no worse than a lost connection's, from which it recovers.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something to the contact, and passes on what it says.
+    fn with_contact<T>(&self, change: impl FnOnce(&mut Contact) -> T) -> T {
+        let mut inner = self.inner();
+        let result = change(&mut inner.contact);
+        inner.pass_on();
+        drop(inner);
+        self.queued.notify_one();
+        result
+    }
+
+    /// `channel` takes part from now on.
+    pub fn open(&self, channel: &Arc<str>, to: Recipient<Told>) {
+        let mut inner = self.inner();
+        inner.contact.open(channel);
+        inner.topics.open(self.keys.topic(channel), channel);
+        inner.channels.insert(Arc::clone(channel), to);
+        drop(inner);
+        self.interest.notify_one();
+    }
+
+    /// `channel` takes part no more.
+    pub fn close(&self, channel: &Arc<str>) {
+        let mut inner = self.inner();
+        inner.contact.close(channel);
+        inner.topics.close(self.keys.topic(channel));
+        inner.channels.remove(channel);
+        inner.pass_on();
+        drop(inner);
+        self.interest.notify_one();
+        self.queued.notify_one();
+    }
+
+    /// Queues a write.
     pub fn write(&self, write: Write) {
-        if self.has_left() {
-            return;
-        }
-        // What comes again by itself leaves nothing unwritten when it is dropped.
-        let comes_again = matches!(write, Write::Beat { .. } | Write::Renew);
-        if self.writes.try_send(write).is_err() {
+        if !self.with_contact(|contact| contact.write(write)) {
             self.metrics.redis_dropped.inc();
-            if !comes_again {
-                self.dropped.store(true, Ordering::Relaxed);
-            }
         }
     }
 
-    /// Waits until the queue has room for many writes.
-    pub async fn room(&self) {
-        while self.waiting() > MAX_WRITES / 4 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    /// Queues the renewal of the lease.
+    pub fn renew(&self) {
+        if !self.with_contact(Contact::renew) {
+            self.metrics.redis_dropped.inc();
         }
     }
 
-    /// Queues the end of a channel in which this node has written, unless the channel is open: then it
-    /// writes itself. Under the lock, so that one which opens now writes after this.
-    pub fn close_if_ended(&self, channel: &str) {
-        let listeners = self.listeners();
-        if !listeners.by_topic.contains_key(&keys::topic(channel)) {
-            self.write(Write::Close { channel: channel.into() });
+    /// What the writer must carry out next.
+    pub fn next_batch(&self) -> Vec<Write> {
+        self.with_contact_quietly(Contact::next_batch)
+    }
+
+    /// As [`Bus::with_contact`], without waking the writer, who asks.
+    fn with_contact_quietly<T>(&self, change: impl FnOnce(&mut Contact) -> T) -> T {
+        let mut inner = self.inner();
+        let result = change(&mut inner.contact);
+        inner.pass_on();
+        result
+    }
+
+    /// What the writer was answered.
+    pub fn replied(&self, writes: Vec<Write>, replies: Vec<Reply>) {
+        if self.with_contact(|contact| contact.replied(writes, replies)) {
+            warn_of_lost_lease();
         }
     }
 
-    /// Queues a write when there is room.
-    pub async fn write_when_possible(&self, write: Write) {
-        // The queue's other end lives as long as the process.
-        let _ = self.writes.send(write).await;
-    }
-
-    /// Queues nothing from now on but what [`Bus::write_when_possible`] brings.
-    pub fn stop_writing(&self) {
-        self.left.store(true, Ordering::Release);
-    }
-
-    /// Whether [`Bus::stop_writing`] was called.
-    pub fn has_left(&self) -> bool {
-        self.left.load(Ordering::Acquire)
-    }
-
-    /// Whether a write was dropped since the last call.
-    pub fn take_dropped(&self) -> bool {
-        self.dropped.swap(false, Ordering::Relaxed)
-    }
-
-    /// How many writes wait.
-    pub fn waiting(&self) -> usize {
-        MAX_WRITES - self.writes.capacity()
-    }
-
-    /// `channel` listens from now on, under its topic.
-    pub fn listen(&self, channel: &Arc<str>, to: Recipient<Told>) {
-        let topic = keys::topic(channel);
-        let mut listeners = self.listeners();
-        listeners.touched.insert(topic.clone());
-        listeners.by_topic.insert(topic, Listener { name: Arc::clone(channel), to });
-        drop(listeners);
-        self.interest.notify_one();
-    }
-
-    /// `channel` listens no more.
-    pub fn unlisten(&self, channel: &Arc<str>) {
-        let topic = keys::topic(channel);
-        let mut listeners = self.listeners();
-        listeners.by_topic.remove(&topic);
-        listeners.touched.insert(topic);
-        drop(listeners);
-        self.interest.notify_one();
-    }
-
-    /// The channels that listen.
-    pub fn listeners(&self) -> MutexGuard<'_, Listeners> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells every channel something.
-    pub fn tell_all(&self, told: impl Fn() -> Told) {
-        for listener in self.listeners().by_topic.values() {
-            listener.to.do_send(told());
-        }
-    }
-
-    /// The writer has reached Redis, perhaps a new or an emptied one: the number of this contact.
-    pub fn begin_contact(&self) -> u64 {
-        self.settled.store(0, Ordering::Release);
-        self.contact.fetch_add(1, Ordering::AcqRel) + 1
-    }
-
-    /// The number of the latest contact.
-    pub fn contact(&self) -> u64 {
-        self.contact.load(Ordering::Acquire)
-    }
-
-    /// The contact is lost, or what was written in it.
-    pub fn unsettle(&self) {
-        self.settled.store(0, Ordering::Release);
-    }
-
-    /// Redis is there, but has lost something of ours: a new contact must begin. One that is under way,
-    /// and has not written everything yet, is good enough.
-    pub fn doubt(&self) {
-        if !self.has_left() && self.settled.swap(0, Ordering::AcqRel) != 0 {
-            tracing::warn!("this node's lease is gone from Redis: writing everything again");
-            self.lost.notify_one();
-        }
-    }
-
-    /// Everything own was written in `contact`; of no meaning if another has begun since.
-    pub fn settle(&self, contact: u64) {
-        if self.contact.load(Ordering::Acquire) == contact {
-            self.settled.store(contact, Ordering::Release);
-        }
-    }
-
-    /// Whether everything own stands in Redis, as far as can be known.
-    pub fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire) != 0
-    }
-
-    /// Notes whether the writer has a connection.
+    /// The writer has a connection, or has none any more.
     pub fn set_writer_up(&self, up: bool) {
+        self.with_contact(|contact| if up { contact.connected() } else { contact.failed() });
         if self.writer_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
         }
     }
 
-    /// Notes whether the subscriber has a connection.
+    /// Queues the last writes of this node.
+    pub fn leave(&self) {
+        self.with_contact(Contact::leave);
+    }
+
+    /// Whether [`Bus::leave`] was called.
+    pub fn has_left(&self) -> bool {
+        self.inner().contact.has_left()
+    }
+
+    /// Whether everything own stands in Redis, as far as can be known.
+    pub fn is_settled(&self) -> bool {
+        self.inner().contact.is_settled()
+    }
+
+    /// How many writes wait.
+    pub fn waiting(&self) -> usize {
+        self.inner().contact.waiting()
+    }
+
+    /// The subscription stands and hears nothing yet, or it has ended.
     pub fn set_subscriber_up(&self, up: bool) {
         if self.subscriber_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
         }
+    }
+
+    /// Does something to the topics.
+    pub fn with_topics<T>(&self, change: impl FnOnce(&mut Topics) -> T) -> T {
+        change(&mut self.inner().topics)
+    }
+
+    /// `topics` are heard now: their channels must read.
+    pub fn subscribed(&self, topics: &[String]) {
+        let mut inner = self.inner();
+        for channel in inner.topics.subscribed(topics) {
+            inner.tell(&channel, Told::ReadAgain);
+        }
+    }
+
+    /// `node` announced `batch` under `topic`.
+    pub fn hear(&self, topic: &str, node: NodeId, batch: Batch) {
+        let inner = self.inner();
+        if !inner.nodes.is_buried(node)
+            && let Some(channel) = inner.topics.channel(topic)
+        {
+            inner.tell(channel, Told::Batch { node, batch: Arc::new(batch) });
+        }
+    }
+
+    /// `node` has said that it leaves for good.
+    pub fn hear_farewell(&self, node: NodeId) {
+        let mut inner = self.inner();
+        if inner.nodes.left(node) {
+            inner.tell_all(|| Told::NodeDown(node));
+        }
+    }
+
+    /// Whose leases to look at.
+    pub fn leases_to_ask(&self, listed: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        self.inner().nodes.to_ask(listed)
+    }
+
+    /// Of the nodes asked, `alive` hold a lease. Channels are told what follows; returned are the nodes
+    /// to clean up after.
+    pub fn judge(&self, listed: &BTreeSet<NodeId>, alive: BTreeSet<NodeId>) -> Vec<NodeId> {
+        let mut inner = self.inner();
+        let contact = inner.contact.number();
+        let verdicts = inner.nodes.judge(listed, alive, contact, Instant::now());
+        self.metrics.nodes.set(inner.nodes.count() as i64);
+        let mut left_behind = Vec::new();
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Doubt => {
+                    if inner.contact.doubt() {
+                        warn_of_lost_lease();
+                    }
+                    inner.pass_on();
+                    self.queued.notify_one();
+                }
+                Verdict::Back(nodes) => {
+                    tracing::info!(?nodes, "nodes are back");
+                    inner.tell_all(|| Told::ReadAgain);
+                }
+                Verdict::Gone(node) => {
+                    tracing::warn!(%node, "a node is gone; saying goodbye for its members");
+                    self.metrics.nodes_lost.inc();
+                    inner.tell_all(|| Told::NodeDown(node));
+                }
+                Verdict::CleanUp(node) => left_behind.push(node),
+            }
+        }
+        left_behind
+    }
+
+    /// The leases could not be looked at.
+    pub fn rest_judgement(&self) {
+        self.inner().nodes.rest(Instant::now());
+    }
+
+    /// Whether `node` is known to be dead.
+    pub fn is_buried(&self, node: NodeId) -> bool {
+        self.inner().nodes.is_buried(node)
     }
 
     fn note_state(&self) {
@@ -274,19 +295,8 @@ impl Bus {
             RedisState::Down
         }
     }
+}
 
-    /// Whether `node` is known to be dead.
-    pub fn is_buried(&self, node: NodeId) -> bool {
-        self.buried.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
-    }
-
-    /// Notes that `node` is dead; false if that was known.
-    pub fn bury(&self, node: NodeId) -> bool {
-        self.buried.write().unwrap_or_else(PoisonError::into_inner).insert(node)
-    }
-
-    /// Notes that `node` lives after all; false if that was known.
-    pub fn unbury(&self, node: NodeId) -> bool {
-        self.buried.write().unwrap_or_else(PoisonError::into_inner).remove(&node)
-    }
+fn warn_of_lost_lease() {
+    tracing::warn!("this node's lease is gone from Redis: writing everything again");
 }

@@ -1,86 +1,62 @@
-//! Leases: how nodes know of each other that they live.
+//! The lease task: keeps this node's lease alive, looks at the others', and cleans up after the dead.
 //!
-//! Each node keeps a key of its own alive. One whose key is gone is dead: every survivor says goodbye
-//! for it to its own viewers, and one of them, chosen by the distributed lock, cleans up in Redis.
-//!
-//! Nobody is judged by a Redis that was away or has been emptied: after either, judgement rests for
-//! the life of a lease, so that every node that lives has had time to say so. A node that finds its
-//! own lease gone writes everything of its own again.
+//! What follows from a look is decided in [`super::nodes`]. A node that is dead is cleaned up after by
+//! one survivor, whom the distributed lock chooses.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::bus::{Bus, Write};
-use super::{Told, keys, reader, writer};
+use super::bus::Bus;
+use super::{keys, pipeline, reader};
 use crate::lock::DistributedLock;
 use crate::presence::NodeId;
 use crate::redis_pool::RedisError;
 
 /// How often the other nodes' leases are looked at, unless leases are shorter still.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Everything own stands in Redis: what of this node is not there does not exist.
-pub const SETTLED: &str = "settled";
-/// This node is still writing.
-const WRITING: &str = "writing";
 /// How long one survivor may take to clean up before another may try, in seconds.
 const CLEAN_UP_SECONDS: u64 = 30;
 /// Channels that are cleaned in one pipeline.
 const CLEAN_UP_CHUNK: usize = 100;
 
+/// The nodes that this one is cleaning up after.
+type Cleaning = Arc<Mutex<HashSet<NodeId>>>;
+
 /// Keeps the lease and watches the others' until the node leaves.
 pub async fn run(bus: Arc<Bus>) {
     let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut keeper = Keeper {
-        judge_from: Instant::now() + bus.node_ttl,
-        contact: bus.contact(),
-        bus,
-        seen: HashSet::new(),
-        cleaning: Arc::default(),
-    };
+    let cleaning = Cleaning::default();
     loop {
         ticks.tick().await;
-        if keeper.bus.has_left() {
+        if bus.has_left() {
             return;
         }
         // By the writer, on the connection on which everything own was written: so the lease cannot say
         // of a new or an emptied Redis what was true of the old.
-        keeper.bus.write(Write::Renew);
-        if keeper.look().await.is_err() {
-            keeper.rest_judgement();
+        bus.renew();
+        match look(&bus).await {
+            Ok(left_behind) => {
+                for node in left_behind {
+                    clean_up_after(&bus, &cleaning, node);
+                }
+            }
+            Err(_) => bus.rest_judgement(),
         }
     }
 }
 
-/// What the lease says now.
-fn state(bus: &Bus) -> &'static str {
-    if bus.is_settled() { SETTLED } else { WRITING }
-}
-
-/// The command that makes the lease last. It answers nil, and does nothing, if there is none.
-pub fn renewal(bus: &Bus) -> redis::Cmd {
-    let mut set = redis::cmd("SET");
-    set.arg(keys::lease(bus.node)).arg(state(bus)).arg("PX").arg(bus.node_ttl.as_millis() as u64).arg("XX");
-    set
-}
-
-/// Sets the lease at the beginning of a contact, when nothing own has been written.
-pub fn first(bus: &Bus) -> redis::Pipeline {
-    let mut pipeline = redis::pipe();
-    pipeline.pset_ex(keys::lease(bus.node), WRITING, bus.node_ttl.as_millis() as u64).ignore();
-    list(bus, &mut pipeline);
-    pipeline
-}
-
-/// Keeps this node listed, and the list of its channels, as long as presence keys live.
-pub fn list(bus: &Bus, pipeline: &mut redis::Pipeline) {
-    let presence_ttl = bus.presence_ttl.as_secs() as i64;
-    pipeline.sadd(keys::NODES, bus.node.to_string()).ignore();
-    pipeline.expire(keys::NODES, presence_ttl).ignore();
-    pipeline.expire(keys::channels(bus.node), presence_ttl).ignore();
+/// Looks at all leases; returns the dead nodes that have left things in Redis.
+async fn look(bus: &Bus) -> Result<Vec<NodeId>, RedisError> {
+    let mut members = redis::cmd("SMEMBERS");
+    members.arg(keys::NODES);
+    let listed: Vec<String> = bus.pool.query(&members).await?;
+    let listed: BTreeSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
+    let alive = reader::alive(bus, &bus.leases_to_ask(&listed)).await?;
+    Ok(bus.judge(&listed, alive))
 }
 
 /// Gives the lease back at the end of a node's life and takes the node out of the list.
@@ -93,90 +69,23 @@ async fn give_back(bus: &Bus) -> Result<(), RedisError> {
     bus.pool.pipeline::<()>(&pipeline).await
 }
 
-struct Keeper {
-    bus: Arc<Bus>,
-    /// The writer's contact in which was looked last.
-    contact: u64,
-    judge_from: Instant,
-    /// The nodes that were seen alive. Another survivor may clean up after one, and take it off the
-    /// list, before this node has looked.
-    seen: HashSet<NodeId>,
-    /// The nodes that this one is cleaning up after.
-    cleaning: Arc<Mutex<HashSet<NodeId>>>,
-}
-
-impl Keeper {
-    fn rest_judgement(&mut self) {
-        self.judge_from = Instant::now() + self.bus.node_ttl;
+/// In a task of its own, one for each node: however much there is to clean, this node's own lease
+/// must be renewed meanwhile. If it fails, the node is still listed and somebody tries again.
+fn clean_up_after(bus: &Arc<Bus>, cleaning: &Cleaning, node: NodeId) {
+    if !set_of(cleaning).insert(node) {
+        return;
     }
-
-    async fn look(&mut self) -> Result<(), RedisError> {
-        let mut members = redis::cmd("SMEMBERS");
-        members.arg(keys::NODES);
-        let listed: Vec<String> = self.bus.pool.query(&members).await?;
-        let listed: HashSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
-        let nodes: Vec<NodeId> = listed.union(&self.seen).chain([&self.bus.node]).copied().collect();
-        let mut alive = reader::alive(&self.bus, &nodes).await?;
-        // Asked in one question with the others: a Redis without this node's lease judges nobody.
-        if !alive.remove(&self.bus.node) {
-            self.rest_judgement();
-            self.bus.doubt();
-            return Ok(());
-        }
-        if std::mem::replace(&mut self.contact, self.bus.contact()) != self.bus.contact() {
-            self.rest_judgement();
-        }
-        self.bus.metrics.nodes.set(alive.len() as i64 + 1);
-        self.welcome_back(&alive);
-        if Instant::now() >= self.judge_from {
-            let gone = nodes.into_iter().filter(|node| *node != self.bus.node && !alive.contains(node));
-            for node in gone.collect::<Vec<_>>() {
-                self.say_goodbye(node);
-                if listed.contains(&node) {
-                    self.clean_up_after(node);
-                }
+    let (bus, cleaning) = (Arc::clone(bus), Arc::clone(cleaning));
+    tokio::task::spawn_local(async move {
+        match clean_up_alone(&bus, node).await {
+            Ok(true) => tracing::info!(%node, "cleaned up after a node that is gone"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%node, %error, "could not clean up after a node; will try again")
             }
         }
-        self.seen.extend(alive);
-        Ok(())
-    }
-
-    /// A node that was thought dead and lives: what it said meanwhile was not believed, so read it.
-    fn welcome_back(&mut self, alive: &HashSet<NodeId>) {
-        let back: Vec<&NodeId> = alive.iter().filter(|node| self.bus.unbury(**node)).collect();
-        if !back.is_empty() {
-            tracing::info!(nodes = ?back, "nodes are back");
-            self.bus.tell_all(|| Told::ReadAgain);
-        }
-    }
-
-    fn say_goodbye(&mut self, node: NodeId) {
-        self.seen.remove(&node);
-        if self.bus.bury(node) {
-            tracing::warn!(%node, "a node is gone; saying goodbye for its members");
-            self.bus.metrics.nodes_lost.inc();
-            self.bus.tell_all(|| Told::NodeDown(node));
-        }
-    }
-
-    /// In a task of its own, one for each node: however much there is to clean, this node's own lease
-    /// must be renewed meanwhile. If it fails, the node is still listed and somebody tries again.
-    fn clean_up_after(&self, node: NodeId) {
-        if !set_of(&self.cleaning).insert(node) {
-            return;
-        }
-        let (bus, cleaning) = (Arc::clone(&self.bus), Arc::clone(&self.cleaning));
-        tokio::task::spawn_local(async move {
-            match clean_up_alone(&bus, node).await {
-                Ok(true) => tracing::info!(%node, "cleaned up after a node that is gone"),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(%node, %error, "could not clean up after a node; will try again")
-                }
-            }
-            set_of(&cleaning).remove(&node);
-        });
-    }
+        set_of(&cleaning).remove(&node);
+    });
 }
 
 /// A panic elsewhere leaves a set whole: every change to it is one call.
@@ -210,7 +119,7 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
         }
         let mut clear = redis::pipe();
         for channel in some {
-            clear.invoke_script(&writer::clearing(bus, node, channel));
+            clear.invoke_script(&pipeline::clearing(bus, node, channel));
         }
         let removed: Vec<Vec<(String, String)>> = bus.pool.pipeline(&clear).await?;
         let mut index = redis::pipe();
@@ -231,13 +140,7 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
 
 /// Writes out what is queued, takes this node out of every channel and gives the lease back.
 pub async fn leave(bus: &Bus) {
-    let open: Vec<Arc<str>> = bus.listeners().by_topic.values().map(|l| Arc::clone(&l.name)).collect();
-    for channel in open {
-        bus.write_when_possible(Write::Close { channel }).await;
-    }
-    bus.stop_writing();
-    let contact = bus.begin_contact();
-    bus.write_when_possible(Write::Barrier { contact }).await;
+    bus.leave();
     while !bus.is_settled() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

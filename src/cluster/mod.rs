@@ -1,7 +1,10 @@
 //! The cluster: what the nodes that share a Redis tell each other, and what they keep there.
 //!
-//! The only module that knows presence keys and Pub/Sub. [`writer`] sends, [`subscriber`] hears,
-//! [`lease`] knows who lives, [`reader`] reads. A node's own part of a channel is written and
+//! The only module that knows presence keys and Pub/Sub. What is decided here is decided in pure parts:
+//! [`contact`] (what is owed to Redis), [`nodes`] (who lives), [`topics`] (what must be heard) and
+//! [`reading`] (what to believe of what was read).
+//! Around them, [`writer`] sends what [`pipeline`] encodes, [`lease`] looks at the leases, [`subscriber`]
+//! hears and [`reader`] reads; the [`bus`] joins them with the channels. A node's own part of a channel is written and
 //! announced in one step, and versioned: whoever subscribes first and reads then misses nothing, and
 //! whoever missed something knows it and reads again.
 //!
@@ -10,13 +13,18 @@
 //! same code runs with [`Cluster::Local`], whose other nodes never say anything.
 
 mod bus;
+mod contact;
 mod keys;
 mod lease;
 mod link;
 mod local;
+mod nodes;
+mod pipeline;
 mod reader;
+mod reading;
 mod scripts;
 mod subscriber;
+mod topics;
 mod wire;
 mod writer;
 
@@ -31,8 +39,9 @@ use crate::metrics::Metrics;
 use crate::presence::{Batch, NodeId, Op, Reading, Snapshot};
 use crate::redis_pool::RedisPool;
 
-pub use bus::Seats;
-use bus::{Bus, Write};
+use bus::Bus;
+pub use contact::Seats;
+use contact::Write;
 pub use local::LocalCluster;
 
 /// Channels that are read at the same time.
@@ -137,9 +146,8 @@ impl RedisCluster {
         revoked: RevokedFn,
         arbiter: ArbiterHandle,
     ) -> Self {
-        let (bus, queue) = Bus::new(node, pool, metrics, ttls);
-        let bus = Arc::new(bus);
-        arbiter.spawn(writer::run(Arc::clone(&bus), queue));
+        let bus = Arc::new(Bus::new(node, pool, metrics, ttls));
+        arbiter.spawn(writer::run(Arc::clone(&bus)));
         arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));
         arbiter.spawn(lease::run(Arc::clone(&bus)));
         Self { bus, arbiter, readings: Arc::new(Semaphore::new(MAX_READINGS)) }
@@ -192,15 +200,14 @@ impl Cluster {
             if redis.bus.state() != RedisState::Up {
                 to.do_send(Told::Away);
             }
-            redis.bus.listen(channel, to);
+            redis.bus.open(channel, to);
         }
     }
 
     /// `channel` takes part no more.
     pub fn close(&self, channel: &Arc<str>) {
         if let Self::Redis(redis) = self {
-            redis.bus.unlisten(channel);
-            redis.bus.write(Write::Close { channel: Arc::clone(channel) });
+            redis.bus.close(channel);
         }
     }
 
@@ -234,9 +241,9 @@ impl Cluster {
     }
 
     /// Refreshes the own part. The answer is a [`Told::Beaten`].
-    pub fn beat(&self, channel: &Arc<str>, version: u64, seats: Seats, to: Recipient<Told>) {
+    pub fn beat(&self, channel: &Arc<str>, version: u64, seats: Seats) {
         if let Self::Redis(redis) = self {
-            redis.bus.write(Write::Beat { channel: Arc::clone(channel), version, seats, to });
+            redis.bus.write(Write::Beat { channel: Arc::clone(channel), version, seats });
         }
     }
 

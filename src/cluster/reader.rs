@@ -2,14 +2,15 @@
 //!
 //! None of this is on the path of a join. Every call is bounded in time by the pool.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use redis::Value;
 
 use super::bus::Bus;
-use super::{Away, Occupancy, UserPresence, keys, lease, scripts, wire};
-use crate::keys::encode;
+use super::pipeline::SETTLED;
+use super::reading::{Found, Unchecked};
+use super::{Away, Occupancy, UserPresence, keys, scripts, wire};
 use crate::presence::{NodeId, Part, Reading, Roster, Snapshot};
 use crate::redis_pool::RedisError;
 
@@ -30,33 +31,25 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     });
     let mut pipeline = redis::pipe();
     pipeline.atomic();
-    pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
+    pipeline.add_command(leases.clone()).add_command(read_command(bus, channel)).add_command(leases);
     let (before, found, after): (Vec<Option<String>>, Value, Vec<Option<String>>) =
         bus.pool.pipeline(&pipeline).await?;
-    let settled =
-        |leases: &[Option<String>], at: usize| leases.get(at + 1) == Some(&Some(lease::SETTLED.into()));
-    let settled: HashSet<NodeId> = nodes
-        .iter()
-        .enumerate()
-        // Of the dead, nothing is left to come either.
-        .filter(|(at, node)| bus.is_buried(**node) || settled(&before, *at) && settled(&after, *at))
-        .map(|(_, node)| *node)
-        .collect();
-    let mut parts = parse_parts(&found);
-    parts.retain(|node, _| !bus.is_buried(*node));
-    let strangers: Vec<NodeId> =
-        parts.keys().filter(|node| **node != bus.node && !asked.contains_key(node)).copied().collect();
-    let alive = alive(bus, &strangers).await?;
-    // What a node left behind that died before we knew it is nothing to show. If it only lost its
-    // lease with everything else, it will write and announce again.
-    parts.retain(|node, _| !strangers.contains(node) || alive.contains(node));
-    Ok(Reading { parts, settled, asked })
+    let is_settled = |leases: &[Option<String>], at: usize| {
+        leases.get(at + 1).is_some_and(|l| l.as_deref() == Some(SETTLED))
+    };
+    let settled = nodes.iter().enumerate();
+    let settled = settled.filter(|(at, _)| is_settled(&before, *at) && is_settled(&after, *at));
+    let settled = settled.map(|(_, node)| *node).collect();
+    let found = Found { settled, parts: parse_parts(&found) };
+    let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
+    let alive = alive(bus, unchecked.strangers()).await?;
+    Ok(unchecked.check(&alive))
 }
 
 /// Those of `nodes` that hold a lease.
-pub async fn alive(bus: &Bus, nodes: &[NodeId]) -> Result<HashSet<NodeId>, RedisError> {
+pub async fn alive(bus: &Bus, nodes: &[NodeId]) -> Result<BTreeSet<NodeId>, RedisError> {
     if nodes.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(BTreeSet::new());
     }
     let mut leases = redis::cmd("MGET");
     nodes.iter().for_each(|node| {
@@ -73,7 +66,7 @@ pub async fn occupancies(bus: &Bus, channels: &[&str]) -> Result<Vec<Occupancy>,
         let mut pipeline = redis::pipe();
         for channel in chunk {
             let mut count = redis::cmd("EVAL");
-            count.arg(scripts::COUNT).arg(1).arg(keys::users(channel)).arg(keys::user_prefix(channel));
+            count.arg(scripts::COUNT).arg(1).arg(bus.keys.users(channel)).arg(bus.keys.user_prefix(channel));
             pipeline.add_command(count);
         }
         let counts: Vec<(usize, usize)> = bus.pool.pipeline(&pipeline).await?;
@@ -84,7 +77,7 @@ pub async fn occupancies(bus: &Bus, channels: &[&str]) -> Result<Vec<Occupancy>,
 
 /// Everyone in `channel`.
 pub async fn roster(bus: &Bus, channel: &str) -> Result<Snapshot, Away> {
-    let found: Value = bus.pool.query(&read_command(channel)).await?;
+    let found: Value = bus.pool.query(&read_command(bus, channel)).await?;
     let parts = parse_parts(&found);
     let version = parts.values().map(|part| part.version).max().unwrap_or(0);
     // A roster of nobody's own, into which every node's part is merged.
@@ -118,7 +111,7 @@ pub async fn user(bus: &Bus, user: &str) -> Result<UserPresence, Away> {
     for chunk in places.chunks(500) {
         let mut pipeline = redis::pipe();
         for (field, channel) in chunk {
-            pipeline.hexists(format!("{}{}", keys::user_prefix(channel), encode(user)), field);
+            pipeline.hexists(bus.keys.user(channel, user), field);
         }
         let there: Vec<bool> = bus.pool.pipeline(&pipeline).await?;
         for ((_, channel), _) in chunk.iter().zip(there).filter(|(_, there)| *there) {
@@ -130,10 +123,10 @@ pub async fn user(bus: &Bus, user: &str) -> Result<UserPresence, Away> {
     Ok(UserPresence { channels, last_seen })
 }
 
-fn read_command(channel: &str) -> redis::Cmd {
+fn read_command(bus: &Bus, channel: &str) -> redis::Cmd {
     let mut read = redis::cmd("EVAL");
-    read.arg(scripts::READ).arg(2).arg(keys::users(channel)).arg(keys::versions(channel));
-    read.arg(keys::user_prefix(channel));
+    read.arg(scripts::READ).arg(2).arg(bus.keys.users(channel)).arg(bus.keys.versions(channel));
+    read.arg(bus.keys.user_prefix(channel));
     read
 }
 

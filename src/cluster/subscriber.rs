@@ -2,9 +2,9 @@
 //!
 //! Pub/Sub delivers at most once, and nothing while the connection is away. So after every
 //! (re)subscription the channels concerned are told to read: what was missed is in the store. The
-//! connection is pinged each second, since a half-open one would be silent for ever.
+//! connection is pinged each second, since a half-open one would be silent for ever, and so would be one to
+//! a server that is no longer the primary, or is cut off from its cluster.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use redis::aio::{PubSubSink, PubSubStream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::bus::Bus;
-use super::{Revoked, RevokedFn, Told, keys, link, wire};
+use super::topics::{Interest, Topics};
+use super::{Revoked, RevokedFn, keys, link, wire};
 use crate::redis_pool::Watch;
 use crate::session::REVOKED_TOPIC;
 
@@ -35,7 +36,6 @@ pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
                     revoked: Arc::clone(&revoked),
                     sink,
                     watch,
-                    subscribed: HashSet::new(),
                 };
                 let ended = subscriber.listen(stream, &mut pause).await;
                 bus.set_subscriber_up(false);
@@ -53,7 +53,6 @@ struct Subscriber {
     own_prefix: String,
     sink: PubSubSink,
     watch: Watch,
-    subscribed: HashSet<String>,
 }
 
 impl Subscriber {
@@ -63,10 +62,7 @@ impl Subscriber {
         if !matches!(timeout(PATIENCE, self.sink.subscribe(&fixed)).await, Ok(Ok(()))) {
             return "could not subscribe";
         }
-        {
-            let mut listeners = self.bus.listeners();
-            listeners.touched = listeners.by_topic.keys().cloned().collect();
-        }
+        self.bus.with_topics(Topics::begin);
         if !self.follow_interest().await {
             return "could not subscribe";
         }
@@ -100,30 +96,20 @@ impl Subscriber {
 
     /// Subscribes to and unsubscribes from the topics that were touched, and has the new ones read.
     async fn follow_interest(&mut self) -> bool {
-        let (opened, closed): (Vec<String>, Vec<String>) = {
-            let mut listeners = self.bus.listeners();
-            let touched = std::mem::take(&mut listeners.touched);
-            touched.into_iter().partition(|topic| listeners.by_topic.contains_key(topic))
-        };
-        for chunk in closed.chunks(CHUNK) {
-            let chunk: Vec<&String> = chunk.iter().filter(|topic| self.subscribed.remove(*topic)).collect();
-            if !chunk.is_empty()
-                && !matches!(timeout(PATIENCE, self.sink.unsubscribe(&chunk)).await, Ok(Ok(())))
-            {
+        let Interest { subscribe, unsubscribe } = self.bus.with_topics(Topics::next);
+        for chunk in unsubscribe.chunks(CHUNK) {
+            if !matches!(timeout(PATIENCE, self.sink.unsubscribe(chunk)).await, Ok(Ok(()))) {
                 return false;
             }
         }
-        for chunk in opened.chunks(CHUNK) {
-            let new: Vec<&String> = chunk.iter().filter(|topic| !self.subscribed.contains(*topic)).collect();
+        for chunk in subscribe.chunks(CHUNK) {
+            let new: Vec<&String> = self
+                .bus
+                .with_topics(|topics| chunk.iter().filter(|topic| !topics.is_subscribed(topic)).collect());
             if !new.is_empty() && !matches!(timeout(PATIENCE, self.sink.subscribe(&new)).await, Ok(Ok(()))) {
                 return false;
             }
-            self.subscribed.extend(chunk.iter().cloned());
-            // Subscribed first, read after: what happens in between is heard.
-            let listeners = self.bus.listeners();
-            for listener in chunk.iter().filter_map(|topic| listeners.by_topic.get(topic)) {
-                listener.to.do_send(Told::ReadAgain);
-            }
+            self.bus.subscribed(chunk);
         }
         true
     }
@@ -133,12 +119,8 @@ impl Subscriber {
         match message.get_channel_name() {
             REVOKED_TOPIC => (self.revoked)(Revoked::Token(text.into())),
             keys::NODES_TOPIC => {
-                if let Ok(node) = text.parse()
-                    && node != self.bus.node
-                {
-                    // It has said goodbye itself, so the lease task has nothing to add.
-                    self.bus.bury(node);
-                    self.bus.tell_all(|| Told::NodeDown(node));
+                if let Ok(node) = text.parse() {
+                    self.bus.hear_farewell(node);
                 }
             }
             topic => self.hear_announcement(topic, text),
@@ -151,12 +133,7 @@ impl Subscriber {
         }
         self.bus.metrics.redis_events.inc();
         match wire::parse_announcement(text) {
-            Ok((node, _)) if self.bus.is_buried(node) => {}
-            Ok((node, batch)) => {
-                if let Some(listener) = self.bus.listeners().by_topic.get(topic) {
-                    listener.to.do_send(Told::Batch { node, batch: Arc::new(batch) });
-                }
-            }
+            Ok((node, batch)) => self.bus.hear(topic, node, batch),
             Err(error) => tracing::warn!(topic, %error, "ignored a message"),
         }
     }

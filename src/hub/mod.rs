@@ -8,6 +8,7 @@ mod actor;
 mod frames;
 mod line;
 mod outbox;
+mod viewers;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,7 +18,6 @@ use std::time::Instant;
 
 use actix::Addr;
 use bytes::Bytes;
-use indexmap::IndexMap;
 
 use crate::channel::{
     Channel, Detach, Dropped, HubLink, Live, Meter, Published, Registry, Rosters, Track, Untrack, Update,
@@ -31,6 +31,7 @@ pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
 pub use frames::{close, close_echo, ping, pong, text};
 pub use line::Line;
 pub use outbox::{ConnId, Ended, Outbox};
+use viewers::Viewers;
 
 /// The hub as the connections of its thread hold it.
 pub type SharedHub = Rc<RefCell<Hub>>;
@@ -45,20 +46,17 @@ pub struct View {
     pub known: Option<u64>,
 }
 
+/// Where one viewer is sent to.
 struct Viewer {
     outbox: Rc<Outbox>,
     view: View,
-    /// The version the viewer has; only later diffs are sent. None until the roster is.
-    has: Option<u64>,
 }
 
 /// A channel that has viewers on this thread.
 struct Viewed {
     channel: Addr<Channel>,
     meter: Arc<Meter>,
-    /// Whether the channel knows of this hub, so that no diff passes it by.
-    live: bool,
-    viewers: IndexMap<ConnId, Viewer>,
+    viewers: Viewers<Viewer>,
 }
 
 struct Connected {
@@ -139,12 +137,12 @@ impl Hub {
             connected.channels.push(Arc::clone(&name));
         }
         let Some(viewed) = self.channels.get_mut(&name) else { return };
-        let mut viewer = Viewer { outbox, view, has: None };
-        let sent = match self.rosters.get(&name) {
-            Some(published) if viewed.live => send_roster(&self.metrics, &name, &mut viewer, &published),
+        let published = self.rosters.get(&name);
+        let version = published.as_ref().map(|published| published.snapshot.version);
+        let sent = match (viewed.viewers.insert(id, Viewer { outbox, view }, version), published) {
+            (Some(viewer), Some(published)) => send_roster(&self.metrics, &name, viewer, &published),
             _ => Ok(()),
         };
-        viewed.viewers.insert(id, viewer);
         viewed.meter.set_viewers(viewed.viewers.len());
         if sent.is_err() {
             self.overflowed(id);
@@ -203,14 +201,14 @@ impl Hub {
             meter: Arc::clone(&meter),
         });
         let address = self.registry.attach(&name, link);
-        let viewed = Viewed { channel: address, meter, live: false, viewers: IndexMap::new() };
+        let viewed = Viewed { channel: address, meter, viewers: Viewers::default() };
         self.channels.insert(Arc::clone(&name), viewed);
         name
     }
 
     fn remove_viewer(&mut self, id: ConnId, channel: &str) {
         let Some(viewed) = self.channels.get_mut(channel) else { return };
-        viewed.viewers.swap_remove(&id);
+        viewed.viewers.remove(id);
         viewed.meter.set_viewers(viewed.viewers.len());
         if viewed.viewers.is_empty() {
             viewed.channel.do_send(Detach { hub: self.number });
@@ -225,11 +223,10 @@ impl Hub {
             return;
         }
         let Some(published) = self.rosters.get(channel) else { return };
-        viewed.live = true;
         let mut slow = Vec::new();
-        for viewer in viewed.viewers.values_mut().filter(|viewer| viewer.has.is_none()) {
+        for (id, viewer) in viewed.viewers.go_live(published.snapshot.version) {
             if send_roster(&self.metrics, channel, viewer, &published).is_err() {
-                slow.push(viewer.outbox.id());
+                slow.push(id);
             }
         }
         for id in slow {
@@ -240,20 +237,18 @@ impl Hub {
     /// Sends a diff to every viewer who does not have it yet.
     fn fan(&mut self, update: &Update) {
         let Some(viewed) = self.channels.get_mut(&*update.channel) else { return };
-        let version = update.version();
         let (mut sent, mut bytes, mut slow) = (0, 0, Vec::new());
-        for viewer in viewed.viewers.values_mut() {
+        for (id, viewer) in viewed.viewers.take_diff(update.version()) {
             // One that is closing takes no more, and is no slow reader for that.
-            if viewer.has.is_none_or(|has| has >= version) || viewer.outbox.has_ended() {
+            if viewer.outbox.has_ended() {
                 continue;
             }
-            viewer.has = Some(version);
             let format = viewer.view.format;
             let frame = update.frame(format, |text| frames::finish(format, text)).clone();
             sent += 1;
             bytes += frame.len() as u64;
             if viewer.outbox.push(frame).is_err() {
-                slow.push(viewer.outbox.id());
+                slow.push(id);
             }
         }
         self.metrics.frames_out.inc_by(sent);
@@ -288,17 +283,15 @@ impl Hub {
     }
 }
 
-/// Sends the roster, in the viewer's form, unless the viewer has that very one. From then on the
-/// viewer has its version.
+/// Sends the roster, in the viewer's form, unless the viewer has that very one.
 fn send_roster(
     metrics: &Metrics,
     channel: &str,
-    viewer: &mut Viewer,
+    viewer: &Viewer,
     published: &Published,
 ) -> Result<(), Ended> {
     let View { format, join_ref, known } = &viewer.view;
-    viewer.has = Some(published.snapshot.version);
-    if *known == viewer.has {
+    if *known == Some(published.snapshot.version) {
         return Ok(());
     }
     let (head, tail) = dialects::state_envelope(*format, channel, join_ref.as_deref(), &published.snapshot);

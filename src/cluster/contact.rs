@@ -1,0 +1,335 @@
+//! The contact: what a node owes Redis, and when everything of its own stands there.
+//!
+//! Pure: no I/O, no clock. Channels queue their [`Write`]s; the writer takes them in batches, carries
+//! them out and hands in the [`Reply`]s. A contact begins whenever Redis may hold nothing of ours, or
+//! too much: at every connection, when the lease is gone, and when the queue has run over. Then the
+//! lease is set first, every open channel writes the whole of its own part, channels that have ended
+//! meanwhile are cleared, and when a barrier behind all that has been carried out, the contact is
+//! settled: what of this node does not stand in Redis does not exist.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::Told;
+use crate::presence::{Batch, Entry, NodeId, Op};
+
+/// Writes that may wait for Redis.
+pub const MAX_WRITES: usize = 65_536;
+/// Writes carried out together.
+const MAX_BATCH: usize = 1_000;
+/// Channels that are asked at the same time to write their part again.
+const AT_ONCE: usize = 1_000;
+
+/// Seats with who sits on them.
+pub type Seats = Vec<(u64, Arc<Entry>)>;
+
+/// Something to be written to Redis.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// The lease, at the beginning of a contact.
+    Lease,
+    /// The lease goes on, where it still exists.
+    Renew { settled: bool },
+    /// Changes of the own part, to be announced as well.
+    Changes { channel: Arc<str>, batch: Batch },
+    /// The whole of the own part.
+    Again { channel: Arc<str>, version: u64, seats: Seats },
+    /// Seats of the own part that were missing.
+    Repair { channel: Arc<str>, version: u64, ops: Vec<Op> },
+    /// A heartbeat.
+    Beat { channel: Arc<str>, version: u64, seats: Seats },
+    /// The channel has ended here.
+    Close { channel: Arc<str> },
+    /// In which channels has this node written?
+    List { contact: u64 },
+    /// Everything of this contact has been queued before.
+    Barrier { contact: u64 },
+}
+
+impl Write {
+    /// The channel that it concerns.
+    pub fn channel(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Changes { channel, .. }
+            | Self::Again { channel, .. }
+            | Self::Repair { channel, .. }
+            | Self::Beat { channel, .. }
+            | Self::Close { channel } => Some(channel),
+            Self::Lease | Self::Renew { .. } | Self::List { .. } | Self::Barrier { .. } => None,
+        }
+    }
+
+    /// Whether it comes again by itself, so that nothing stays unwritten when it is dropped.
+    fn comes_again(&self) -> bool {
+        matches!(self, Self::Beat { .. } | Self::Renew { .. })
+    }
+}
+
+/// What Redis answered to one [`Write`].
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Done,
+    /// To a renewal: there is no lease of ours.
+    NoLease,
+    /// To a heartbeat.
+    Beaten {
+        versions: HashMap<NodeId, u64>,
+        missing: Vec<u64>,
+    },
+    /// To [`Write::List`].
+    Listed(Vec<Arc<str>>),
+}
+
+/// Writing everything again.
+#[derive(Debug, Default)]
+struct Rewriting {
+    /// The channels that have yet to be asked.
+    left: Vec<Arc<str>>,
+    /// Those asked that have not written.
+    asked: BTreeSet<Arc<str>>,
+}
+
+/// One node's contact with Redis.
+#[derive(Debug, Default)]
+pub struct Contact {
+    connected: bool,
+    /// Counts the contacts.
+    number: u64,
+    settled: bool,
+    /// Whether this node has left the cluster for good and writes no more.
+    left: bool,
+    open: BTreeSet<Arc<str>>,
+    queue: VecDeque<Write>,
+    /// Whether a write was dropped since the contact began.
+    overflowed: bool,
+    rewriting: Option<Rewriting>,
+    told: Vec<(Arc<str>, Told)>,
+}
+
+impl Contact {
+    /// `channel` writes from now on.
+    pub fn open(&mut self, channel: &Arc<str>) {
+        self.open.insert(Arc::clone(channel));
+    }
+
+    /// `channel` has ended: what it had written goes.
+    pub fn close(&mut self, channel: &Arc<str>) {
+        self.open.remove(channel);
+        if let Some(rewriting) = &mut self.rewriting {
+            rewriting.left.retain(|left| left != channel);
+            rewriting.asked.remove(channel);
+        }
+        self.write(Write::Close { channel: Arc::clone(channel) });
+    }
+
+    /// Queues a write. False if it was dropped because the queue is full: then everything is written
+    /// again. While Redis is away nothing is queued, for the same reason.
+    pub fn write(&mut self, write: Write) -> bool {
+        if self.left || !self.connected {
+            return true;
+        }
+        if let (Some(rewriting), Write::Again { channel, .. }) = (&mut self.rewriting, &write) {
+            rewriting.asked.remove(channel);
+        }
+        // A channel in which this node has never had anybody has nothing to write.
+        let queued = matches!(write, Write::Again { version: 0, .. }) || self.push(write);
+        self.rewrite_on();
+        queued
+    }
+
+    /// Queues the renewal of the lease, which says whether everything stands.
+    pub fn renew(&mut self) -> bool {
+        self.write(Write::Renew { settled: self.settled })
+    }
+
+    /// The writer has reached Redis, perhaps a new or an emptied one.
+    pub fn connected(&mut self) {
+        self.connected = true;
+        self.queue.clear();
+        self.begin();
+    }
+
+    /// The writer has lost Redis, or a batch in it.
+    pub fn failed(&mut self) {
+        self.connected = false;
+        self.settled = false;
+        self.rewriting = None;
+        self.queue.clear();
+    }
+
+    /// Redis is there, but has lost something of ours. A contact that has not written everything yet
+    /// is good enough; otherwise another begins. Says whether it does.
+    pub fn doubt(&mut self) -> bool {
+        let doubted = self.settled && !self.left;
+        if doubted {
+            self.begin();
+        }
+        doubted
+    }
+
+    /// What to carry out next, in this order: consecutive changes of a channel as one.
+    #[must_use]
+    pub fn next_batch(&mut self) -> Vec<Write> {
+        let some = self.queue.len().min(MAX_BATCH);
+        let writes = merged(self.queue.drain(..some));
+        self.rewrite_on();
+        writes
+    }
+
+    /// `writes` were carried out; each was answered with one of `replies`.
+    /// Says whether the lease is gone although everything stood.
+    pub fn replied(&mut self, writes: Vec<Write>, replies: Vec<Reply>) -> bool {
+        let mut doubted = false;
+        for (write, reply) in writes.into_iter().zip(replies) {
+            match (write, reply) {
+                (Write::Renew { .. }, Reply::NoLease) => doubted |= self.doubt(),
+                (Write::Beat { channel, .. }, Reply::Beaten { versions, missing }) => {
+                    self.told.push((channel, Told::Beaten { versions, missing }));
+                }
+                (Write::List { contact }, Reply::Listed(written)) if contact == self.number => {
+                    for channel in written {
+                        if !self.open.contains(&channel) {
+                            self.push(Write::Close { channel });
+                        }
+                    }
+                    self.push(Write::Barrier { contact });
+                }
+                (Write::Barrier { contact }, _) if contact == self.number => self.settled = true,
+                _ => {}
+            }
+        }
+        if self.overflowed {
+            self.begin();
+        }
+        doubted
+    }
+
+    /// Queues the end of every channel and nothing from then on: the node leaves for good. When the
+    /// contact is settled, all is written.
+    pub fn leave(&mut self) {
+        for channel in std::mem::take(&mut self.open) {
+            self.queue.push_back(Write::Close { channel });
+        }
+        self.rewriting = None;
+        self.settled = false;
+        self.number += 1;
+        self.queue.push_back(Write::Barrier { contact: self.number });
+        self.left = true;
+    }
+
+    /// Whether [`Contact::leave`] was called.
+    pub fn has_left(&self) -> bool {
+        self.left
+    }
+
+    /// The number of the latest contact.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether everything own stands in Redis, as far as can be known.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// How many writes wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// What channels must be told since the last call.
+    #[must_use]
+    pub fn take_told(&mut self) -> Vec<(Arc<str>, Told)> {
+        std::mem::take(&mut self.told)
+    }
+
+    fn begin(&mut self) {
+        if self.left {
+            return;
+        }
+        self.number += 1;
+        self.settled = false;
+        self.overflowed = false;
+        // The lease first: nobody believes the part of a node that they do not know and that has none.
+        self.queue.push_front(Write::Lease);
+        let left = self.open.iter().cloned().collect();
+        self.rewriting = Some(Rewriting { left, asked: BTreeSet::new() });
+        self.rewrite_on();
+    }
+
+    /// Asks some more channels to write their part again, as many as the queue has room for.
+    fn rewrite_on(&mut self) {
+        let Some(rewriting) = &mut self.rewriting else { return };
+        while rewriting.asked.len() < AT_ONCE && self.queue.len() < MAX_WRITES / 4 {
+            let Some(channel) = rewriting.left.pop() else { break };
+            rewriting.asked.insert(Arc::clone(&channel));
+            self.told.push((channel, Told::WriteAgain));
+        }
+        if rewriting.left.is_empty() && rewriting.asked.is_empty() {
+            self.rewriting = None;
+            self.push(Write::List { contact: self.number });
+        }
+    }
+
+    fn push(&mut self, write: Write) -> bool {
+        let room = self.queue.len() < MAX_WRITES;
+        if room {
+            self.queue.push_back(write);
+        } else if !write.comes_again() {
+            self.overflowed = true;
+        }
+        room
+    }
+}
+
+/// The same writes with consecutive changes of one channel as one. The order within a channel stays.
+fn merged(writes: impl Iterator<Item = Write>) -> Vec<Write> {
+    let mut out = Vec::new();
+    let mut changes: IndexMap<Arc<str>, Merged> = IndexMap::new();
+    for write in writes {
+        match write {
+            Write::Changes { channel, batch } => {
+                changes.entry(channel).or_insert_with(|| Merged::new(batch.from)).add(batch);
+            }
+            other => {
+                if let Some(channel) = other.channel()
+                    && let Some((channel, merged)) = changes.shift_remove_entry(channel)
+                {
+                    out.push(merged.finish(channel));
+                }
+                // Behind a barrier or a lease nothing may stand that was queued before it.
+                if other.channel().is_none() {
+                    out.extend(changes.drain(..).map(|(channel, merged)| merged.finish(channel)));
+                }
+                out.push(other);
+            }
+        }
+    }
+    out.extend(changes.into_iter().map(|(channel, merged)| merged.finish(channel)));
+    out
+}
+
+/// Consecutive batches of one channel as one: the last word on each seat counts.
+struct Merged {
+    from: u64,
+    to: u64,
+    ops: IndexMap<u64, Op>,
+}
+
+impl Merged {
+    fn new(from: u64) -> Self {
+        Self { from, to: from, ops: IndexMap::new() }
+    }
+
+    fn add(&mut self, batch: Batch) {
+        self.to = batch.to;
+        self.ops.extend(batch.ops.into_iter().map(|op| (op.seat, op)));
+    }
+
+    fn finish(self, channel: Arc<str>) -> Write {
+        let batch = Batch { from: self.from, to: self.to, ops: self.ops.into_values().collect() };
+        Write::Changes { channel, batch }
+    }
+}
