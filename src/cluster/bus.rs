@@ -34,6 +34,8 @@ pub struct Bus {
     /// Wakes the subscriber when a topic was opened or closed.
     pub interest: Notify,
     inner: Mutex<Inner>,
+    /// The replication histories in which the writer writes, joined by commas.
+    histories: Mutex<String>,
     writer_up: AtomicBool,
     subscriber_up: AtomicBool,
 }
@@ -87,6 +89,7 @@ impl Bus {
             queued: Notify::new(),
             interest: Notify::new(),
             inner: Mutex::new(inner),
+            histories: Mutex::default(),
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
         }
@@ -169,6 +172,17 @@ impl Bus {
         if self.writer_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
         }
+    }
+
+    /// The replication histories in which the writer writes, joined by commas; none while they are not known.
+    pub fn histories(&self) -> String {
+        self.histories.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the replication histories in which the writer writes.
+    pub fn set_histories(&self, histories: &BTreeSet<String>) {
+        let joined = histories.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+        *self.histories.lock().unwrap_or_else(PoisonError::into_inner) = joined;
     }
 
     /// Queues the last writes of this node.

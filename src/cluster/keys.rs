@@ -24,6 +24,11 @@ impl Keys {
         Self { tagged: cluster }
     }
 
+    /// Whether Redis is a cluster, where keys may lie on different servers.
+    pub fn is_tagged(self) -> bool {
+        self.tagged
+    }
+
     fn of(self, channel: &str, end: &str) -> String {
         let name = encode(channel);
         if self.tagged { format!("{CHANNEL}{{{name}}}{end}") } else { format!("{CHANNEL}{name}{end}") }

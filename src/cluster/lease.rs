@@ -65,8 +65,9 @@ async fn give_back(bus: &Bus) -> Result<(), RedisError> {
     pipeline.del(keys::lease(bus.node)).ignore();
     pipeline.del(keys::channels(bus.node)).ignore();
     pipeline.srem(keys::NODES, bus.node.to_string()).ignore();
-    pipeline.publish(keys::NODES_TOPIC, bus.node.to_string()).ignore();
-    bus.pool.pipeline::<()>(&pipeline).await
+    bus.pool.pipeline::<()>(&pipeline).await?;
+    // In a cluster the commands of a pipeline may overtake each other: who hears this must find no lease.
+    bus.pool.query(redis::cmd("PUBLISH").arg(keys::NODES_TOPIC).arg(bus.node.to_string())).await
 }
 
 /// In a task of its own, one for each node: however much there is to clean, this node's own lease

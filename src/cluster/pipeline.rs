@@ -15,8 +15,9 @@ use crate::presence::{Batch, NodeId, Op};
 
 /// Seats in one script call, so that none holds Redis up for long.
 const CHUNK: usize = 500;
-/// Everything own stands in Redis: what of this node is not there does not exist.
-pub const SETTLED: &str = "settled";
+/// Everything own stands in Redis: what of this node is not there does not exist. The replication histories
+/// in which it was written follow, so that it is not believed of a server that has another.
+const SETTLED: &str = "settled";
 /// This node is still writing.
 const WRITING: &str = "writing";
 
@@ -143,6 +144,7 @@ impl Encoded {
         call.arg(bus.keys.topic(channel)).arg(touched.unwrap_or_default()).arg(bus.keys.user_prefix(channel));
         for (seat, entry) in seats {
             let Ok(value) = wire::value(bus.node, entry) else { continue };
+            call.key(bus.keys.user(channel, &entry.user));
             call.arg(&*entry.user).arg(keys::field(bus.node, *seat)).arg(value);
             let op = Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(Arc::clone(entry)) };
             self.index(bus, channel, &op);
@@ -238,10 +240,17 @@ fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<R
     Some(Reply::Beaten { versions, missing })
 }
 
+/// Whether `lease` says that everything of its node stands in `history`.
+pub fn is_settled_in(lease: Option<&str>, history: &str) -> bool {
+    let histories = lease.and_then(|lease| lease.strip_prefix(SETTLED)?.strip_prefix(' '));
+    histories.is_some_and(|histories| histories.split(',').any(|one| one == history))
+}
+
 /// Makes the lease last. Answers nil, and does nothing, if there is none.
 fn renewal(bus: &Bus, settled: bool) -> Cmd {
     let mut set = redis::cmd("SET");
-    set.arg(keys::lease(bus.node)).arg(if settled { SETTLED } else { WRITING });
+    let state = if settled { format!("{SETTLED} {}", bus.histories()) } else { WRITING.to_owned() };
+    set.arg(keys::lease(bus.node)).arg(state);
     set.arg("PX").arg(bus.node_ttl.as_millis() as u64).arg("XX");
     set
 }
@@ -254,4 +263,24 @@ pub fn clearing(bus: &Bus, node: NodeId, channel: &str) -> ScriptInvocation<'sta
     call.arg(bus.presence_ttl.as_secs()).arg(node.to_string()).arg("");
     call.arg(bus.keys.topic(channel)).arg("").arg(bus.keys.user_prefix(channel));
     call
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_believed_only_in_the_history_that_it_names() {
+        assert!(is_settled_in(Some("settled a,b"), "b"));
+        for (lease, history) in [
+            (None, "a"),
+            (Some("writing"), "a"),
+            (Some("settled"), ""),
+            (Some("settled "), "a"),
+            (Some("settled a,b"), "c"),
+            (Some("settled ab"), "a"),
+        ] {
+            assert!(!is_settled_in(lease, history), "{lease:?} {history}");
+        }
+    }
 }

@@ -9,4 +9,5 @@ pub static REWRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!
 pub static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
 /// Read rarely, and so sent whole each time: they need not have been loaded.
 pub const READ: &str = include_str!("scripts/read.lua");
+pub const SWEEP: &str = include_str!("scripts/sweep.lua");
 pub const COUNT: &str = include_str!("scripts/count.lua");

@@ -4,12 +4,14 @@
 //! same time. Within a slot the order is kept, and answers come in the order of the commands. A transaction
 //! must stay within one slot.
 
+use std::collections::{BTreeSet, HashMap};
+
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use indexmap::IndexMap;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{Route, SingleNodeRoutingInfo, SlotAddr};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{Arg, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 
 /// The host and port of one server.
@@ -27,6 +29,41 @@ pub struct Connection {
 pub(super) enum Link {
     Server(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+impl Connection {
+    /// The replication histories (`master_replid`) of the primaries that this connection leads to. A server
+    /// has another after a restart, and after it took over from its primary: then it may lack the last writes.
+    /// Of a server that does not tell it is `?`.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub async fn histories(&mut self) -> RedisResult<BTreeSet<String>> {
+        let info = redis::cmd("INFO").arg("replication").to_owned();
+        match &mut self.link {
+            Link::Server(server) => match info.query_async::<String>(server).await {
+                Ok(info) => Ok(BTreeSet::from([history(&info)])),
+                Err(error) if error.code() == Some("NOPERM") => Ok(BTreeSet::from([history("")])),
+                Err(error) => Err(error),
+            },
+            Link::Cluster(cluster) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                match cluster.route_command(info, all).await {
+                    Ok(infos) => {
+                        let infos: HashMap<String, String> = redis::from_redis_value(infos)?;
+                        Ok(infos.values().map(|info| history(info)).collect())
+                    }
+                    Err(error) if error.code() == Some("NOPERM") => Ok(BTreeSet::from([history("")])),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+}
+
+fn history(info: &str) -> String {
+    let found = info.lines().find_map(|line| line.trim_end().strip_prefix("master_replid:"));
+    found.unwrap_or("?").to_owned()
 }
 
 impl ConnectionLike for Connection {
