@@ -1,0 +1,138 @@
+// Sentinels, and what users see while one Redis takes over from another.
+
+import assert from "node:assert/strict"
+import { after, afterEach, before, describe, test } from "node:test"
+import { closeAll, counted, fresh, holds, joinAs, until } from "../phoenix/client.mjs"
+import { startNode } from "../phoenix/server.mjs"
+import { enc, healthy, observers, seen, undisturbed } from "./common.mjs"
+import { PASSWORD, SENTINEL_PASSWORD, sentinelGroup } from "./servers.mjs"
+
+/** Life of a lease here, in milliseconds. */
+const LEASE = 5_000
+/** From the moment the primary dies until nodes hear each other again. */
+const BOUND = 12_000
+
+describe("a primary, a replica and three sentinels", () => {
+  let group, a, b
+  before(async () => {
+    group = await sentinelGroup()
+    const env = { REDIS_URL: group.url, ROLLCALL_NODE_TTL_SECONDS: String(LEASE / 1000) }
+    // One of them is down when the nodes start.
+    await group.sentinels[0].stop()
+    ;[a, b] = await Promise.all([startNode(env), startNode(env)])
+    await group.sentinels[0].start()
+  })
+  after(async () => {
+    await Promise.all([a?.stop("SIGKILL"), b?.stop("SIGKILL")])
+    await group?.stop()
+  })
+  afterEach(closeAll)
+
+  test("the primary is killed and comes back as a replica, then a failover is asked for: nobody is seen to leave", async (t) => {
+    const { first, second } = group
+    for (const node of [a, b]) await healthy(node)
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1"]
+    await joinAs(a, room, "before")
+    users.push("before")
+    await seen(all, users, 5000)
+
+    await first.kill()
+    const killed = Date.now()
+    await joinAs(a, room, "during")
+    users.push("during")
+    await seen([all[0]], users, 2000)
+    await group.named(second)
+    t.diagnostic(`the sentinels name the replica after ${Date.now() - killed} ms`)
+    await seen(all, users, BOUND - (Date.now() - killed))
+    t.diagnostic(`shared again after ${Date.now() - killed} ms`)
+    assert.ok(Date.now() - killed < BOUND)
+    const key = `presence:channel:${enc(room)}:users`
+    await until(async () => (await second.call("SCARD", key)) === users.length, "all stand in the new primary")
+    for (const node of [a, b]) {
+      await healthy(node)
+      await counted(node, room, users.length)
+    }
+
+    await first.start()
+    await group.follows(first, second)
+    await joinAs(b, room, "between")
+    users.push("between")
+    await seen(all, users, 5000)
+    assert.equal(await group.sentinels[1].call("SENTINEL", "FAILOVER", group.name), "OK")
+    const asked = Date.now()
+    await group.named(first)
+    await joinAs(b, room, "after")
+    users.push("after")
+    await seen(all, users, BOUND - (Date.now() - asked))
+    t.diagnostic(`after the failover that was asked for, shared again after ${Date.now() - asked} ms`)
+    await until(async () => (await first.call("SCARD", key)) === users.length, "all stand in the first again")
+    // Longer than a lease: whoever was going to be declared dead has been by now.
+    await holds(() => all.every((me) => me.sees(...users)), "all stay", LEASE + 1000)
+    undisturbed(all, users)
+    for (const node of [a, b]) await counted(node, room, users.length)
+    const logs = a.log() + b.log()
+    for (const secret of [PASSWORD, SENTINEL_PASSWORD]) {
+      assert.ok(!logs.includes(secret) && !logs.includes(encodeURIComponent(secret)), "no password in a log")
+    }
+    await group.follows(second, first)
+  })
+
+  test("a replica that lacks the last write takes over: what is missing in it is not taken for gone", async (t) => {
+    const primary = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
+    const replica = primary === group.first ? group.second : group.first
+    for (const node of [a, b]) await healthy(node)
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1"]
+    const key = `presence:channel:${enc(room)}:users`
+    await until(async () => (await replica.call("SCARD", key)) === 2, "the replica has both")
+    // The lease says, there too, that everything of the nodes is written.
+    await until(async () => {
+      const leases = (await replica.call("KEYS", "presence:node:*")).filter((name) => !name.endsWith(":channels"))
+      const said = await Promise.all(leases.map((name) => replica.call("GET", name)))
+      return said.length === 2 && said.every((text) => text?.startsWith("settled"))
+    }, "both nodes are settled", 10_000)
+
+    // From here on the replica hears nothing more: its next login is refused.
+    await replica.call("CONFIG", "SET", "masteruser", "nobody")
+    await primary.call("CLIENT", "KILL", "TYPE", "replica")
+    await until(async () => (await replica.info("INFO", "replication")).master_link_status === "down", "the replica is cut off")
+    await joinAs(a, room, "late a")
+    await joinAs(b, room, "late b")
+    users.push("late a", "late b")
+    await seen(all, users, 5000)
+    await until(async () => (await primary.call("SCARD", key)) === 4, "the primary has all")
+    assert.equal(await replica.call("SCARD", key), 2, "the replica lacks the last")
+    await primary.kill()
+    const killed = Date.now()
+    await group.named(replica)
+    await until(async () => (await replica.call("SCARD", key)) === 4, "all stand in the new primary", BOUND - (Date.now() - killed))
+    t.diagnostic(`everything stands again after ${Date.now() - killed} ms`)
+    await holds(() => all.every((me) => me.sees(...users)), "all stay", LEASE + 1000, () => all.map((me) => me.users()))
+    undisturbed(all, users)
+    await replica.call("CONFIG", "SET", "masteruser", "")
+    await primary.start()
+    await group.follows(primary, replica)
+  })
+
+  test("without sentinels the nodes go on with the primary that they know", async () => {
+    for (const node of [a, b]) await healthy(node)
+    await Promise.all(group.sentinels.map((sentinel) => sentinel.kill()))
+    try {
+      const room = fresh()
+      const all = await observers([a, b], room)
+      // The connections of both break, and must be made again without anybody to ask.
+      const primary = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
+      await primary.call("CLIENT", "KILL", "TYPE", "pubsub")
+      await primary.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+      await joinAs(a, room, "later")
+      await seen(all, ["later"], 10_000)
+      for (const node of [a, b]) await healthy(node)
+      undisturbed(all, ["watcher 0", "watcher 1", "later"])
+    } finally {
+      await Promise.all(group.sentinels.map((sentinel) => sentinel.start()))
+    }
+  })
+})
