@@ -41,7 +41,7 @@ impl Node {
         let sessions = SessionManager::new(pool.clone(), config.session_ttl);
         let hubs = Hubs::default();
         let revoked = on_revoked(sessions.clone(), hubs.clone());
-        let cluster = cluster(&config, ids.node(), pool.clone(), &metrics, revoked);
+        let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, revoked);
         let shared = Shared {
             ids: ids.clone(),
             grace: config.grace,
@@ -82,7 +82,7 @@ impl Node {
 /// The way to the other nodes, if there are any.
 fn cluster(
     config: &Config,
-    node: NodeId,
+    ids: Ids,
     pool: Option<RedisPool>,
     metrics: &Arc<Metrics>,
     revoked: RevokedFn,
@@ -92,7 +92,7 @@ fn cluster(
     };
     let ttls = Ttls { presence: config.presence_ttl, node: config.node_ttl, last_seen: config.last_seen_ttl };
     let metrics = Arc::clone(metrics);
-    Cluster::Redis(RedisCluster::start(node, pool, ttls, metrics, revoked, Arbiter::new().handle()))
+    Cluster::Redis(RedisCluster::start(ids, pool, ttls, metrics, revoked, Arbiter::new().handle()))
 }
 
 /// A session that was revoked anywhere is forgotten here, and its sockets end.

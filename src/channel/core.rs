@@ -73,7 +73,7 @@ impl ChannelCore {
             Told::Read(reading) => self.state.merge(reading),
             Told::ReadAgain => self.state.read_again(),
             Told::WriteAgain => {
-                let (version, seats) = self.state.own();
+                let (version, seats) = self.state.own_to_write();
                 self.asked.push(Effect::WriteAgain { version, seats });
             }
             Told::Away => self.state.go_live(),

@@ -235,6 +235,14 @@ impl ChannelState {
         (own.version, own.seats.iter().map(|(seat, entry)| (*seat, Arc::clone(entry))).collect())
     }
 
+    /// As [`ChannelState::own`], to be written to a store that may hold something else: under a new version,
+    /// so that nobody who thinks this node dead clears it away, and nothing late undoes it. Also where
+    /// nobody of this node is: an earlier life of the channel may stand there.
+    pub fn own_to_write(&mut self) -> (u64, Vec<(u64, Arc<Entry>)>) {
+        self.roster.renumber(self.ids.number());
+        self.own()
+    }
+
     /// How many own seats are taken, those in grace included.
     pub fn own_seats(&self) -> usize {
         self.roster.own().seats.len()

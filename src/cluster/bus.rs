@@ -17,7 +17,7 @@ use super::nodes::{Nodes, Verdict};
 use super::topics::Topics;
 use super::{RedisState, Told};
 use crate::metrics::Metrics;
-use crate::presence::{Batch, NodeId};
+use crate::presence::{Batch, Ids, NodeId};
 use crate::redis_pool::RedisPool;
 
 /// What the tasks share.
@@ -71,9 +71,10 @@ impl Inner {
 
 impl Bus {
     /// A bus that is not connected yet.
-    pub fn new(node: NodeId, pool: RedisPool, metrics: Arc<Metrics>, ttls: super::Ttls) -> Self {
+    pub fn new(ids: Ids, pool: RedisPool, metrics: Arc<Metrics>, ttls: super::Ttls) -> Self {
+        let node = ids.node();
         let inner = Inner {
-            contact: Contact::default(),
+            contact: Contact::new(ids),
             nodes: Nodes::new(node, ttls.node, Instant::now()),
             topics: Topics::default(),
             channels: HashMap::new(),
@@ -162,7 +163,7 @@ impl Bus {
     /// What the writer was answered.
     pub fn replied(&self, writes: Vec<Write>, replies: Vec<Reply>) {
         if self.with_contact(|contact| contact.replied(writes, replies)) {
-            warn_of_lost_lease();
+            warn_of_loss();
         }
     }
 
@@ -227,7 +228,8 @@ impl Bus {
 
     /// `node` announced `batch` under `topic`.
     pub fn hear(&self, topic: &str, node: NodeId, batch: Batch) {
-        let inner = self.inner();
+        let mut inner = self.inner();
+        inner.nodes.note(node);
         if !inner.nodes.is_buried(node)
             && let Some(channel) = inner.topics.channel(topic)
         {
@@ -248,19 +250,25 @@ impl Bus {
         self.inner().nodes.to_ask(listed)
     }
 
-    /// Of the nodes asked, `alive` hold a lease. Channels are told what follows; returned are the nodes
-    /// to clean up after.
-    pub fn judge(&self, listed: &BTreeSet<NodeId>, alive: BTreeSet<NodeId>) -> Vec<NodeId> {
+    /// Something of `nodes` was read: their end must be noticed.
+    pub fn note_nodes<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>) {
+        let mut inner = self.inner();
+        nodes.for_each(|node| inner.nodes.note(*node));
+    }
+
+    /// Of the nodes `asked` about, `alive` hold a lease. Channels are told what follows; returned are the
+    /// nodes to clean up after.
+    pub fn judge(&self, listed: &BTreeSet<NodeId>, asked: &[NodeId], alive: BTreeSet<NodeId>) -> Vec<NodeId> {
         let mut inner = self.inner();
         let contact = inner.contact.number();
-        let verdicts = inner.nodes.judge(listed, alive, contact, Instant::now());
+        let verdicts = inner.nodes.judge(listed, asked, alive, contact, Instant::now());
         self.metrics.nodes.set(inner.nodes.count() as i64);
         let mut left_behind = Vec::new();
         for verdict in verdicts {
             match verdict {
                 Verdict::Doubt => {
                     if inner.contact.doubt() {
-                        warn_of_lost_lease();
+                        warn_of_loss();
                     }
                     inner.pass_on();
                     self.queued.notify_one();
@@ -311,6 +319,6 @@ impl Bus {
     }
 }
 
-fn warn_of_lost_lease() {
-    tracing::warn!("this node's lease is gone from Redis: writing everything again");
+fn warn_of_loss() {
+    tracing::warn!("Redis has lost this node's lease or members: writing everything again");
 }

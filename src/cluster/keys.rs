@@ -13,7 +13,7 @@ const EVENTS: &str = ":events";
 
 /// The keys of channels. In a cluster the channel's name stands in braces, as a hash tag: so all that
 /// belongs to a channel is in one slot, and a script may touch it at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Keys {
     tagged: bool,
 }

@@ -13,19 +13,19 @@
 //! same code runs with [`Cluster::Local`], whose other nodes never say anything.
 
 mod bus;
-mod contact;
-mod keys;
+pub(crate) mod contact;
+pub(crate) mod keys;
 mod lease;
 mod link;
 mod local;
-mod nodes;
+pub(crate) mod nodes;
 mod pipeline;
 mod reader;
-mod reading;
+pub(crate) mod reading;
 mod scripts;
 mod subscriber;
-mod topics;
-mod wire;
+pub(crate) mod topics;
+pub(crate) mod wire;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -36,7 +36,7 @@ use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
-use crate::presence::{Batch, NodeId, Op, Reading, Snapshot};
+use crate::presence::{Batch, Ids, NodeId, Op, Reading, Snapshot};
 use crate::redis_pool::RedisPool;
 
 use bus::Bus;
@@ -137,16 +137,17 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts the tasks that speak with Redis, on `arbiter`. Redis need not be there yet.
+    /// Starts the tasks that speak with Redis for the node of `ids`, on `arbiter`. Redis need not be there
+    /// yet.
     pub fn start(
-        node: NodeId,
+        ids: Ids,
         pool: RedisPool,
         ttls: Ttls,
         metrics: Arc<Metrics>,
         revoked: RevokedFn,
         arbiter: ArbiterHandle,
     ) -> Self {
-        let bus = Arc::new(Bus::new(node, pool, metrics, ttls));
+        let bus = Arc::new(Bus::new(ids, pool, metrics, ttls));
         arbiter.spawn(writer::run(Arc::clone(&bus)));
         arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));
         arbiter.spawn(lease::run(Arc::clone(&bus)));

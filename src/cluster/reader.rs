@@ -41,7 +41,9 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     let found = Found { settled, parts: rows.parts };
     let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
     let alive = alive(bus, unchecked.strangers()).await?;
-    Ok(unchecked.check(&alive))
+    let reading = unchecked.check(&alive);
+    bus.note_nodes(reading.parts.keys());
+    Ok(reading)
 }
 
 /// Those of `nodes` that hold a lease.

@@ -83,8 +83,8 @@ impl Writer<'_> {
     }
 
     async fn load_scripts(&mut self) -> bool {
-        for script in [&*scripts::APPLY, &*scripts::REWRITE, &*scripts::BEAT] {
-            if !matches!(timeout(PATIENCE, script.load_async(&mut self.connection)).await, Ok(Ok(_))) {
+        for script in scripts::LOADED {
+            if !matches!(timeout(PATIENCE, script().load_async(&mut self.connection)).await, Ok(Ok(_))) {
                 return false;
             }
         }

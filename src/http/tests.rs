@@ -388,7 +388,8 @@ fn away(state: &AppState) -> Cluster {
     };
     let arbiter = actix::Arbiter::new().handle();
     let metrics = Arc::clone(&state.metrics);
-    Cluster::Redis(RedisCluster::start(state.node, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
+    let ids = Ids::new(state.node);
+    Cluster::Redis(RedisCluster::start(ids, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
 }
 
 #[actix_web::test]

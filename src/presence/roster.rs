@@ -103,6 +103,11 @@ impl Roster {
         self.others.iter().filter(|(_, part)| !part.seats.is_empty()).map(|(node, _)| *node)
     }
 
+    /// Gives the own part a new version, as it is: to be told whole, whatever anybody holds of it.
+    pub fn renumber(&mut self, version: u64) {
+        self.own.version = version;
+    }
+
     /// Puts `entry` on this node's `seat` (a join, or an update where it was taken), which takes the
     /// own part to `version`.
     #[must_use]
