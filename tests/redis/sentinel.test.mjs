@@ -60,7 +60,9 @@ describe("a primary, a replica and three sentinels", () => {
     await joinAs(b, room, "between")
     users.push("between")
     await seen(all, users, 5000)
-    assert.equal(await group.sentinels[1].call("SENTINEL", "FAILOVER", group.name), "OK")
+    // It refuses until it has seen that the replica is in step.
+    const ask = async () => (await group.sentinels[1].call("SENTINEL", "FAILOVER", group.name)) === "OK"
+    await until(ask, "the sentinel agrees to a failover", 20_000)
     const asked = Date.now()
     await group.named(first)
     await joinAs(b, room, "after")
@@ -153,5 +155,35 @@ describe("a primary, a replica and three sentinels", () => {
     } finally {
       await Promise.all(group.sentinels.map((sentinel) => sentinel.start()))
     }
+  })
+
+  test("a primary that only the sentinels cannot reach is left as soon as they name another", async (t) => {
+    const old = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
+    const next = old === group.first ? group.second : group.first
+    await group.named(old)
+    await group.follows(next, old)
+    for (const node of [a, b]) await healthy(node)
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1"]
+    // Who is logged in stays so; the sentinels must log in again, and cannot.
+    await old.call("CONFIG", "SET", "requirepass", "another")
+    for (const line of (await old.call("CLIENT", "LIST")).split("\n")) {
+      if (/ name=sentinel-/.test(line)) await old.call("CLIENT", "KILL", "ID", /^id=(\d+)/.exec(line)[1])
+    }
+    await group.named(next)
+    const named = Date.now()
+    assert.equal((await old.info("INFO", "replication")).role, "master", "it still takes writes")
+    const key = `presence:channel:${enc(room)}:users`
+    await until(async () => (await next.call("SCARD", key)) === 2, "all stand in the new primary", 5000)
+    await joinAs(a, room, "later")
+    users.push("later")
+    await seen(all, users, 5000)
+    t.diagnostic(`shared by the new primary ${Date.now() - named} ms after it was named`)
+    await until(async () => (await next.call("SCARD", key)) === 3, "there as well")
+    const clients = await old.call("CLIENT", "LIST", "TYPE", "pubsub")
+    assert.equal(clients.trim(), "", "nobody listens to the old one")
+    await holds(() => all.every((me) => me.sees(...users)), "all stay", LEASE + 1000)
+    undisturbed(all, users)
   })
 })
