@@ -35,7 +35,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
-use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId, Op, Reading, Snapshot};
 use crate::redis_pool::RedisPool;
@@ -142,14 +141,13 @@ impl RedisCluster {
     /// yet.
     pub fn start(
         ids: Ids,
-        url: Secret,
         pool: RedisPool,
         ttls: Ttls,
         metrics: Arc<Metrics>,
         revoked: RevokedFn,
         arbiter: ArbiterHandle,
     ) -> Self {
-        let bus = Arc::new(Bus::new(ids, url, pool, metrics, ttls));
+        let bus = Arc::new(Bus::new(ids, pool, metrics, ttls));
         arbiter.spawn(writer::run(Arc::clone(&bus)));
         arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));
         arbiter.spawn(lease::run(Arc::clone(&bus)));

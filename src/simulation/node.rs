@@ -346,7 +346,7 @@ impl SimNode {
                 out.to_channels.push((to.clone(), ToChannel::Told(Told::Away)));
             }
             self.contact.open(channel);
-            self.topics.open(keys::topic(channel), channel);
+            self.topics.open(keys::Keys::default().topic(channel), channel);
             out.wakes.push((HEARTBEAT, Wake::Beat(to.clone())));
             out.wakes.push((LOADING, Wake::Loaded(to.clone())));
             self.follow_interest(out);
@@ -466,7 +466,7 @@ impl SimNode {
         self.channels.remove(&to.channel);
         self.rosters.remove(&to.channel);
         self.contact.close(&to.channel);
-        self.topics.close(keys::topic(&to.channel));
+        self.topics.close(keys::Keys::default().topic(&to.channel));
         self.follow_interest(out);
         self.pass_on(out);
     }

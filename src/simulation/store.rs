@@ -112,7 +112,7 @@ impl Store {
                 if let Some(refusal) = applied {
                     return (refusal, Vec::new());
                 }
-                return (Reply::Done, vec![(keys::topic(channel), message)]);
+                return (Reply::Done, vec![(keys::Keys::default().topic(channel), message)]);
             }
             Write::Again { channel, version, seats } => {
                 let message = wire::announcement(node, &told_of_part(*version, seats));
@@ -126,7 +126,7 @@ impl Store {
                 if !done {
                     return (Reply::Done, Vec::new());
                 }
-                return (Reply::Done, vec![(keys::topic(channel), message)]);
+                return (Reply::Done, vec![(keys::Keys::default().topic(channel), message)]);
             }
             Write::Repair { channel, version, ops } => {
                 let batch = Batch { from: *version, to: *version, ops: ops.clone() };

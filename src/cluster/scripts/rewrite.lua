@@ -1,6 +1,7 @@
 -- Makes one node's part of a channel exactly what is listed: what else of it was there goes. What is older
--- than what stands here changes nothing.
--- KEYS  1 users of the channel   2 versions by node
+-- than what stands here changes nothing. A user whose hash is not there is left alone unless it was emptied
+-- here: in a cluster it may be on its way.
+-- KEYS  1 users of the channel   2 versions by node   3… the hashes that are written to
 -- ARGV  1 life of keys in seconds   2 node   3 version
 --       4 topic   5 message, or '' for none   6 what every user's hash begins with
 --       then for each seat: user, field, value
@@ -12,13 +13,14 @@ end
 local listed, mine = {}, node .. ':'
 for at = 7, #ARGV, 3 do listed[ARGV[at + 1]] = true end
 for _, user in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  local key = hash(user)
+  local key, emptied = hash(user), false
   for _, field in ipairs(redis.call('HKEYS', key)) do
     if string.sub(field, 1, #mine) == mine and not listed[field] then
       redis.call('HDEL', key, field)
+      emptied = true
     end
   end
-  if redis.call('EXISTS', key) == 0 then redis.call('SREM', KEYS[1], user) end
+  if emptied and redis.call('EXISTS', key) == 0 then redis.call('SREM', KEYS[1], user) end
 end
 for at = 7, #ARGV, 3 do
   local key = hash(ARGV[at])
