@@ -31,7 +31,10 @@ pub async fn run(bus: Arc<Bus>) {
                 bus.set_writer_up(false);
                 tracing::debug!(reason, "contact with Redis ended");
             }
-            Err(error) => tracing::debug!(%error, "no connection for presence writes"),
+            Err(error) => {
+                tracing::debug!(%error, "no connection for presence writes");
+                bus.note_unreachable();
+            }
         }
         sleep(pause.next()).await;
     }
