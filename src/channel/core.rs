@@ -23,6 +23,8 @@ pub enum Effect {
     Announce(Batch),
     /// Read the channel from the shared store; the versions known now go with the question.
     Read(HashMap<NodeId, u64>),
+    /// Find out whether this connection lives.
+    Probe(u64),
     /// Write the whole of the own part.
     WriteAgain { version: u64, seats: Seats },
     /// Write these of the own seats, which were missing.
@@ -80,10 +82,11 @@ impl ChannelCore {
             Told::NodeDown(node) => self.state.node_down(node),
             Told::Beaten { versions, missing } => {
                 self.state.compare(&versions);
-                if !missing.is_empty() {
-                    let (version, ops) = (self.state.own().0, self.state.entries(&missing));
+                let (version, ops) = self.state.missing(&missing);
+                if !ops.is_empty() {
+                    let missing = ops.len();
                     self.asked.push(Effect::Repair { version, ops });
-                    return Noticed::Missing(missing.len());
+                    return Noticed::Missing(missing);
                 }
             }
         }
@@ -99,6 +102,7 @@ impl ChannelCore {
         effects.extend(self.state.take_outputs().into_iter().map(|output| match output {
             Output::Announce(batch) => Effect::Announce(batch),
             Output::Read(asked) => Effect::Read(asked),
+            Output::Probe(connection) => Effect::Probe(connection),
         }));
         if !self.state.is_live() {
             return effects;

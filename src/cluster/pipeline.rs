@@ -126,8 +126,13 @@ impl Encoded {
         for op in ops {
             let value = op.entry.as_ref().map_or(Ok(String::new()), |entry| wire::value(bus.node, entry));
             let Ok(value) = value else { continue };
-            call.key(format!("{prefix}{}", encode(&op.user)));
-            call.arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
+            let hash = format!("{prefix}{}", encode(&op.user));
+            // The seat that this one was taken over from goes at once: its holder may be dead.
+            if let Some(origin) = op.entry.as_ref().and_then(|entry| entry.origin.as_deref()) {
+                let over = keys::field(origin.over.node, origin.over.number);
+                call.key(hash.as_str()).arg(&*op.user).arg(over).arg("");
+            }
+            call.key(hash).arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
             self.index(bus, channel, op);
         }
         self.script(&call);
