@@ -242,7 +242,7 @@ fn what_was_missing_in_the_store_is_read_again_by_whoever_read_without_it() {
     let (again, ops) = a.state.missing(&[seats[0].0, 999]);
     assert!(again > version && ops.len() == 1);
     assert_eq!(a.state.missing(&[999]), (again, vec![]));
-    b.state.take_outputs();
+    let _ = b.state.take_outputs();
     b.state.compare(&HashMap::from([(a.state.ids.node(), again)]));
     assert_eq!(b.state.take_outputs().len(), 1);
     b.state.merge(Some(reading_of(&a)));
