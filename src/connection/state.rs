@@ -47,6 +47,13 @@ struct Joined {
     held: Option<Arc<str>>,
 }
 
+/// Who a join makes present.
+struct Identity {
+    user: Arc<str>,
+    meta: Arc<str>,
+    resume: Option<ResumeKey>,
+}
+
 /// Who the client is, as known when it connected.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -149,7 +156,7 @@ impl ConnectionState {
     }
 
     fn join(&mut self, address: Address, request: JoinRequest, format: WireFormat) -> Vec<Effect> {
-        let (user, meta, resume) = match self.check_join(&address, &request) {
+        let Identity { user, meta, resume } = match self.check_join(&address, &request) {
             Ok(checked) => checked,
             Err(reject) => {
                 // The client holds the topic for not joined now, so it must not be.
@@ -190,11 +197,7 @@ impl ConnectionState {
         effects
     }
 
-    fn check_join(
-        &self,
-        address: &Address,
-        request: &JoinRequest,
-    ) -> Result<(Arc<str>, Arc<str>, Option<ResumeKey>), Reject> {
+    fn check_join(&self, address: &Address, request: &JoinRequest) -> Result<Identity, Reject> {
         let topic = &address.topic;
         if topic.is_empty() || topic.len() > self.limits.max_channel_bytes {
             return Err(Reject::ChannelName(self.limits.max_channel_bytes));
@@ -221,7 +224,7 @@ impl ConnectionState {
         let resume = key.map(|key| ResumeKey::new(&user, key.expose()));
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
-        Ok((user, meta, resume))
+        Ok(Identity { user, meta, resume })
     }
 
     /// The topic is joined already: the old join ends, but a seat that the new one takes over stays.
