@@ -19,7 +19,7 @@ describe("a cluster of three primaries with a replica each", () => {
   let redis, a, b
   before(async () => {
     redis = await cluster()
-    const env = { REDIS_URL: redis.url, SERVICE_KEY: SERVICE, ROLLCALL_LOG: process.env.ROLLCALL_TEST_FILTER, ROLLCALL_NODE_TTL_SECONDS: String(LEASE / 1000) }
+    const env = { REDIS_URL: redis.url, SERVICE_KEY: SERVICE, ROLLCALL_NODE_TTL_SECONDS: String(LEASE / 1000) }
     ;[a, b] = await Promise.all([startNode(env), startNode(env)])
     for (const node of [a, b]) await healthy(node)
   })
