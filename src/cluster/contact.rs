@@ -394,3 +394,109 @@ impl Merged {
         Write::Changes { channel, batch }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contact() -> Contact {
+        Contact::new(Ids::new(NodeId::random()))
+    }
+
+    fn change(channel: &str, from: u64, to: u64) -> Write {
+        Write::Changes { channel: channel.into(), batch: Batch { from, to, ops: Vec::new() } }
+    }
+
+    fn again(channel: &str, version: u64) -> Write {
+        Write::Again { channel: channel.into(), version, seats: Vec::new() }
+    }
+
+    /// Carries out everything as a Redis would that has lost nothing.
+    fn carry_out(contact: &mut Contact) -> Vec<Write> {
+        let mut done = Vec::new();
+        loop {
+            let writes = contact.next_batch();
+            if writes.is_empty() {
+                return done;
+            }
+            let answer = |write: &Write| match write {
+                Write::List { .. } => Reply::Listed(vec!["ended".into()]),
+                _ => Reply::Done,
+            };
+            let replies = writes.iter().map(answer).collect();
+            done.extend(writes.iter().cloned());
+            contact.replied(writes, replies);
+        }
+    }
+
+    #[test]
+    fn a_contact_is_settled_when_every_channel_has_written_and_what_ended_is_cleared() {
+        let mut contact = contact();
+        contact.open(&"a".into());
+        contact.connected();
+        assert!(contact.write(change("a", 1, 2)), "it is written with everything else");
+        assert!(matches!(carry_out(&mut contact)[..], [Write::Lease { contact: 1 }]));
+        assert!(matches!(&contact.take_told()[..], [(channel, Told::WriteAgain)] if &**channel == "a"));
+        assert!(!contact.is_settled());
+        contact.write(again("a", 3));
+        contact.write(change("a", 3, 4));
+        contact.write(change("a", 4, 5));
+        let done = carry_out(&mut contact);
+        assert!(
+            matches!(
+                &done[..],
+                [
+                    Write::Again { version: 3, .. },
+                Write::List { .. },
+                Write::Changes { batch: Batch { from: 3, to: 5, .. }, .. },
+                Write::Close { channel, .. },
+                    Write::Barrier { .. }
+                ] if &**channel == "ended"
+            ),
+            "{done:?}"
+        );
+        assert!(contact.is_settled());
+    }
+
+    #[test]
+    fn what_is_lost_or_runs_over_begins_another_contact_and_an_older_answer_does_not() {
+        let mut contact = contact();
+        contact.connected();
+        carry_out(&mut contact);
+        assert!(contact.is_settled());
+        contact.write(change("a", 1, 2));
+        let writes = contact.next_batch();
+        assert!(contact.doubt(), "the lease is gone");
+        assert!(!contact.doubt(), "known");
+        assert!(contact.replied(writes, vec![Reply::Lost]));
+        assert_eq!(contact.number(), 2, "that was of the contact before");
+        carry_out(&mut contact);
+        contact.write(change("a", 2, 3));
+        let writes = contact.next_batch();
+        contact.replied(writes, vec![Reply::Lost]);
+        assert_eq!((contact.number(), contact.is_settled()), (3, false));
+        carry_out(&mut contact);
+        let queued = (0..MAX_WRITES as u64 + 2).filter(|at| contact.write(change("a", *at, at + 1)));
+        assert_eq!(queued.count(), MAX_WRITES);
+        let writes = contact.next_batch();
+        contact.replied(writes, vec![Reply::Done]);
+        assert_eq!(contact.number(), 4);
+        assert!(contact.waiting() < 3, "all of it is written again");
+    }
+
+    #[test]
+    fn while_redis_is_away_nothing_is_queued_and_who_leaves_queues_nothing_more() {
+        let mut contact = contact();
+        contact.write(change("a", 1, 2));
+        assert_eq!(contact.waiting(), 0);
+        contact.open(&"a".into());
+        contact.connected();
+        contact.leave();
+        contact.write(change("a", 2, 3));
+        let done = carry_out(&mut contact);
+        let [Write::Lease { .. }, Write::Close { .. }, Write::Barrier { .. }] = &done[..] else {
+            panic!("{done:?}")
+        };
+        assert!(contact.is_settled() && contact.has_left());
+    }
+}

@@ -57,7 +57,18 @@ async fn look(bus: &Bus) -> Result<Vec<NodeId>, RedisError> {
     let listed: BTreeSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
     let asked = bus.leases_to_ask(&listed);
     let alive = reader::alive(bus, &asked).await?;
+    keep_lists(bus, listed.difference(&alive)).await?;
     Ok(bus.judge(&listed, &asked, alive))
+}
+
+/// Keeps the lists of the channels of dead nodes for whoever cleans up, who may not judge yet: a user who is
+/// on another node too keeps a dead node's fields alive, and they must be found.
+async fn keep_lists(bus: &Bus, dead: impl Iterator<Item = &NodeId>) -> Result<(), RedisError> {
+    let mut pipeline = redis::pipe();
+    for node in dead {
+        pipeline.expire(keys::channels(*node), bus.presence_ttl.as_secs() as i64).ignore();
+    }
+    if pipeline.is_empty() { Ok(()) } else { bus.pool.pipeline(&pipeline).await }
 }
 
 /// Gives the lease back at the end of a node's life and takes the node out of the list.

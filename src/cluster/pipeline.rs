@@ -117,7 +117,7 @@ impl Encoded {
     fn list_node(&mut self, bus: &Bus) {
         self.pipeline.sadd(keys::NODES, bus.node.to_string()).ignore();
         self.pipeline.expire(keys::NODES, bus.presence_ttl.as_secs() as i64).ignore();
-        self.pipeline.expire(keys::channels(bus.node), list_ttl(bus)).ignore();
+        self.pipeline.expire(keys::channels(bus.node), bus.presence_ttl.as_secs() as i64).ignore();
     }
 
     /// A command whose reply matters: which of the replies it is.
@@ -205,7 +205,7 @@ impl Encoded {
     fn list(&mut self, bus: &Bus, channel: &str) {
         let key = keys::channels(bus.node);
         self.pipeline.cmd("SADD").arg(&key).arg(channel).ignore();
-        self.pipeline.cmd("EXPIRE").arg(&key).arg(list_ttl(bus)).ignore();
+        self.pipeline.cmd("EXPIRE").arg(&key).arg(bus.presence_ttl.as_secs() as i64).ignore();
     }
 
     fn script(&mut self, call: &ScriptInvocation<'_>) {
@@ -255,12 +255,6 @@ fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<R
 pub fn is_settled_in(lease: Option<&str>, history: &str) -> bool {
     let mut words = lease.unwrap_or_default().split(' ');
     words.next() == Some(SETTLED) && words.nth(1).is_some_and(|all| all.split(',').any(|one| one == history))
-}
-
-/// How long the list of a node's channels outlives it, in seconds. Longer than what it lists: a user who is
-/// on another node too keeps the dead node's fields alive, and whoever cleans up must find them.
-fn list_ttl(bus: &Bus) -> i64 {
-    bus.presence_ttl.as_secs() as i64 * 10
 }
 
 /// Takes everything of `node` out of `channel`, if its part there is not newer than `version`. Answers what

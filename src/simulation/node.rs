@@ -801,7 +801,11 @@ pub fn serve(store: &mut Store, node: NodeId, ask: &Ask, now: Ms) -> (Answer, Ve
             return (Answer::Replies(replies.collect()), published);
         }
         Ask::Listed => Answer::Nodes(store.listed(now)),
-        Ask::Alive { nodes, .. } => Answer::Nodes(store.alive(nodes, now)),
+        Ask::Alive { listed, nodes } => {
+            let alive = store.alive(nodes, now);
+            store.keep_lists(&listed.difference(&alive).copied().collect(), now);
+            Answer::Nodes(alive)
+        }
         Ask::Read { to, asked, .. } => Answer::Found(store.read(&to.channel, asked, now)),
         Ask::Check { found, .. } => {
             let nodes: Vec<NodeId> = found.parts.keys().copied().collect();

@@ -156,14 +156,14 @@ impl Store {
         self.nodes.value.insert(node);
         self.nodes.until = now + self.presence_ttl;
         if let Some(list) = self.lists.get_mut(&node) {
-            list.until = now + self.presence_ttl * 10;
+            list.until = now + self.presence_ttl;
         }
     }
 
     fn list(&mut self, node: NodeId, channel: &Arc<str>, now: Ms) {
         let list = self.lists.entry(node).or_default();
         list.value.insert(Arc::clone(channel));
-        list.until = now + self.presence_ttl * 10;
+        list.until = now + self.presence_ttl;
     }
 
     /// `apply.lua`
@@ -291,6 +291,13 @@ impl Store {
     pub fn alive(&mut self, nodes: &[NodeId], now: Ms) -> BTreeSet<NodeId> {
         self.expire(now);
         nodes.iter().filter(|node| self.leases.contains_key(node)).copied().collect()
+    }
+
+    /// Keeps the lists of the channels of `nodes`, which are dead, for whoever cleans up.
+    pub fn keep_lists(&mut self, nodes: &BTreeSet<NodeId>, now: Ms) {
+        for (_, list) in self.lists.iter_mut().filter(|(node, _)| nodes.contains(node)) {
+            list.until = now + self.presence_ttl;
+        }
     }
 
     /// Takes the lock for the clean-up after `dead`, or keeps it.

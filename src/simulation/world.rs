@@ -774,7 +774,7 @@ impl World {
         let seen =
             self.clients[client].view.receive(text).map_err(|what| format!("G2: client {client}: {what}"))?;
         for shown in seen.left {
-            self.note_delay(shown);
+            self.note_delay(shown, place);
             let still =
                 self.clients[client].view.roster.iter().flatten().any(|(_, (_, s))| s.client == shown.client);
             if !still && self.is_present(shown) && !self.excused(shown.client, place) {
@@ -788,7 +788,7 @@ impl World {
     }
 
     /// Somebody is seen to have left: how long after, where nothing was broken meanwhile.
-    fn note_delay(&mut self, shown: Shown) {
+    fn note_delay(&mut self, shown: Shown, place: Place) {
         let Some((ended, how, _)) = self.clients[shown.client].ended.get(&shown.meta) else { return };
         if self.faults == 0 && (self.healthy_since == 0 || *ended > self.healthy_since + CONVERGED) {
             let worst = match how {
@@ -796,7 +796,8 @@ impl World {
                 End::Dropped => &mut self.worst.dropped,
                 End::Died => &mut self.worst.died,
             };
-            *worst = (*worst).max(self.now / 1_000 - ended);
+            let alone_until = if *how == End::Died { self.slots[place.node].since } else { 0 };
+            *worst = (*worst).max(self.now / 1_000 - (*ended).max(alone_until));
         }
     }
 
