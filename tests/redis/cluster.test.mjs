@@ -125,6 +125,28 @@ describe("a cluster of three primaries with a replica each", () => {
     await seen(all, ["later"], 5000)
   })
 
+  test("the node at which others are heard is killed: they are heard at another", async (t) => {
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1"]
+    const heard = async (node) => (await node.call("CLIENT", "LIST", "TYPE", "pubsub")).trim().split("\n").filter(Boolean).length
+    const counts = await Promise.all(redis.nodes.map(heard))
+    assert.equal(counts.reduce((sum, n) => sum + n), 2, "one subscription for each node")
+    const victim = redis.nodes[counts.findIndex((n) => n > 0)]
+    await victim.kill()
+    const killed = Date.now()
+    await Promise.all([joinAs(a, room, "ada"), joinAs(b, room, "bo")])
+    users.push("ada", "bo")
+    await seen(all, users, BOUND)
+    t.diagnostic(`shared again after ${Date.now() - killed} ms`)
+    await redis.whole()
+    await victim.start()
+    await redis.whole()
+    await redis.covered()
+    for (const node of [a, b]) await healthy(node)
+    undisturbed(all, users)
+  })
+
   test("a primary is killed and its replica takes over: nobody is seen to leave", async (t) => {
     await redis.covered()
     const rooms = Array.from({ length: 9 }, () => fresh("spread"))
