@@ -147,6 +147,35 @@ describe("a cluster of three primaries with a replica each", () => {
     undisturbed(all, users)
   })
 
+  test("a primary that hangs is replaced, and is a replica when it comes back", async (t) => {
+    await redis.covered()
+    const rooms = Array.from({ length: 6 }, () => fresh("spread"))
+    const groups = await Promise.all(rooms.map((room) => observers([a, b], room)))
+    const users = ["watcher 0", "watcher 1", "during"]
+    const { node: victim } = await redis.owner(usersKey(rooms[0]))
+    const other = redis.nodes.find((node) => node !== victim)
+    victim.freeze()
+    const frozen = Date.now()
+    try {
+      await Promise.all(rooms.map((room) => joinAs(a, room, "during")))
+      const replaced = async () => (await redis.view(other)).some(({ port, flags }) => port === victim.port && flags.includes("fail"))
+      await until(replaced, "the others give it up", BOUND)
+      await Promise.all(groups.map((all) => seen(all, users, BOUND - (Date.now() - frozen))))
+      t.diagnostic(`shared again after ${Date.now() - frozen} ms`)
+    } finally {
+      victim.thaw()
+    }
+    await redis.whole()
+    await until(async () => (await victim.info("INFO", "replication")).role === "slave", "it is a replica now", 10_000)
+    await redis.covered()
+    for (const node of [a, b]) await healthy(node)
+    for (const room of rooms) {
+      await until(async () => (await redis.ask("SCARD", usersKey(room))) === 3, "all stand in Redis", 10_000)
+    }
+    await holds(() => groups.every((all) => all.every((me) => me.sees(...users))), "all stay", 1000)
+    for (const all of groups) undisturbed(all, users)
+  })
+
   test("a primary is killed and its replica takes over: nobody is seen to leave", async (t) => {
     await redis.covered()
     const rooms = Array.from({ length: 9 }, () => fresh("spread"))

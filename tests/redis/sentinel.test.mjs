@@ -157,6 +157,34 @@ describe("a primary, a replica and three sentinels", () => {
     }
   })
 
+  test("a primary that hangs is replaced, and nobody goes back to it", async (t) => {
+    const old = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
+    const next = old === group.first ? group.second : group.first
+    await group.named(old)
+    await group.follows(next, old)
+    for (const node of [a, b]) await healthy(node)
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1", "during"]
+    const key = `presence:channel:${enc(room)}:users`
+    old.freeze()
+    const frozen = Date.now()
+    try {
+      await joinAs(a, room, "during")
+      await group.named(next)
+      await seen(all, users, BOUND - (Date.now() - frozen))
+      t.diagnostic(`shared again after ${Date.now() - frozen} ms`)
+      await until(async () => (await next.call("SCARD", key)) === 3, "all stand in the new primary", 5000)
+    } finally {
+      old.thaw()
+    }
+    // It takes itself for a primary until the sentinels tell it otherwise.
+    await group.follows(old, next)
+    for (const node of [a, b]) await healthy(node)
+    assert.equal(await next.call("SCARD", key), 3)
+    undisturbed(all, users)
+  })
+
   test("a primary that only the sentinels cannot reach is left as soon as they name another", async (t) => {
     const old = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
     const next = old === group.first ? group.second : group.first
