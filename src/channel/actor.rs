@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Message, SpawnHandle};
 
 use super::core::{Audience, ChannelCore, Effect, Noticed};
-use super::{Fan, HubLink, Published, Registry, Shared, Update};
+use super::{Fan, HubLink, Probe, Published, Registry, Shared, Update};
 use crate::cluster::{Told, wall_clock};
-use crate::presence::{Diff, Snapshot};
+use crate::presence::{Diff, ResumeKey, Snapshot};
 
 /// How long a channel without any interest stays, in case someone comes back.
 const LINGER: Duration = Duration::from_secs(5);
@@ -40,6 +40,8 @@ pub struct Track {
     pub connection: u64,
     pub user: Arc<str>,
     pub meta: Arc<str>,
+    /// By what it is recognised when it comes back, beyond its user.
+    pub resume: Option<ResumeKey>,
     /// When it arrived here.
     pub at: Instant,
 }
@@ -55,6 +57,13 @@ pub struct Untrack {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Dropped {
+    pub connection: u64,
+}
+
+/// Something came from a connection about which a [`Probe`] asked.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Alive {
     pub connection: u64,
 }
 
@@ -114,8 +123,13 @@ impl Channel {
         match effect {
             Effect::Announce(batch) => cluster.announce(&self.name, batch),
             Effect::Read(asked) => cluster.read(&self.name, asked, ctx.address().recipient()),
+            // The one on whose thread it is knows it.
+            Effect::Probe(connection) => {
+                for link in &self.links {
+                    link.probe.do_send(Probe { connection });
+                }
+            }
             Effect::WriteAgain { version, seats } => cluster.write_again(&self.name, version, seats),
-            Effect::Repair { version, ops } => cluster.repair(&self.name, version, ops),
             Effect::GoLive { roster, diff } => {
                 self.count(&diff);
                 self.publish(roster);
@@ -254,7 +268,8 @@ impl Handler<Track> for Channel {
     type Result = ();
 
     fn handle(&mut self, track: Track, ctx: &mut Self::Context) {
-        self.core.state.track(track.connection, &track.user, &track.meta, wall_clock(), track.at);
+        let Track { connection, user, meta, resume, at } = track;
+        self.core.state.track(connection, &user, &meta, resume, wall_clock(), at);
         self.settle(ctx);
     }
 }
@@ -272,7 +287,16 @@ impl Handler<Dropped> for Channel {
     type Result = ();
 
     fn handle(&mut self, Dropped { connection }: Dropped, ctx: &mut Self::Context) {
-        self.core.state.dropped(connection, Instant::now());
+        self.core.state.dropped(connection, wall_clock(), Instant::now());
+        self.settle(ctx);
+    }
+}
+
+impl Handler<Alive> for Channel {
+    type Result = ();
+
+    fn handle(&mut self, Alive { connection }: Alive, ctx: &mut Self::Context) {
+        self.core.state.alive(connection, Instant::now());
         self.settle(ctx);
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::state::{ChannelState, HeardAs, Output};
 use super::window::window;
 use crate::cluster::{Seats, Told};
-use crate::presence::{Batch, Diff, Ids, NodeId, Op, Snapshot};
+use crate::presence::{Batch, Diff, Ids, NodeId, Snapshot};
 
 /// Diffs a hub may have unhandled. Over it, changes gather longer: the queue to a hub is bounded.
 const MAX_BEHIND: usize = 2;
@@ -23,10 +23,10 @@ pub enum Effect {
     Announce(Batch),
     /// Read the channel from the shared store; the versions known now go with the question.
     Read(HashMap<NodeId, u64>),
+    /// Find out whether this connection lives.
+    Probe(u64),
     /// Write the whole of the own part.
     WriteAgain { version: u64, seats: Seats },
-    /// Write these of the own seats, which were missing.
-    Repair { version: u64, ops: Vec<Op> },
     /// Publish the roster, and tell the hubs that it can be shown.
     GoLive { roster: Snapshot, diff: Diff },
     /// Publish the roster, then tell the hubs the diff that leads to it.
@@ -80,10 +80,11 @@ impl ChannelCore {
             Told::NodeDown(node) => self.state.node_down(node),
             Told::Beaten { versions, missing } => {
                 self.state.compare(&versions);
-                if !missing.is_empty() {
-                    let (version, ops) = (self.state.own().0, self.state.entries(&missing));
-                    self.asked.push(Effect::Repair { version, ops });
-                    return Noticed::Missing(missing.len());
+                let missing = self.state.still_taken(&missing);
+                if missing > 0 {
+                    let (version, seats) = self.state.own_to_write();
+                    self.asked.push(Effect::WriteAgain { version, seats });
+                    return Noticed::Missing(missing);
                 }
             }
         }
@@ -99,6 +100,7 @@ impl ChannelCore {
         effects.extend(self.state.take_outputs().into_iter().map(|output| match output {
             Output::Announce(batch) => Effect::Announce(batch),
             Output::Read(asked) => Effect::Read(asked),
+            Output::Probe(connection) => Effect::Probe(connection),
         }));
         if !self.state.is_live() {
             return effects;

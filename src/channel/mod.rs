@@ -15,8 +15,8 @@ mod rosters;
 mod state;
 mod window;
 
-pub use actor::{Channel, Detach, Drain, Dropped, Track, Untrack};
-pub use fan::{Fan, HubLink, Live, Meter, Update};
+pub use actor::{Alive, Channel, Detach, Drain, Dropped, Track, Untrack};
+pub use fan::{Fan, HubLink, Live, Meter, Probe, Update};
 pub use registry::{Registry, Shared};
 pub use rosters::{Published, Rosters};
 

@@ -39,8 +39,6 @@ pub enum Write {
     Changes { channel: Arc<str>, batch: Batch },
     /// The whole of the own part.
     Again { channel: Arc<str>, version: u64, seats: Seats },
-    /// Seats of the own part that were missing.
-    Repair { channel: Arc<str>, version: u64, ops: Vec<Op> },
     /// A heartbeat.
     Beat { channel: Arc<str>, version: u64, seats: Seats },
     /// The channel has ended here: what stands of this node goes, up to `version`.
@@ -57,7 +55,6 @@ impl Write {
         match self {
             Self::Changes { channel, .. }
             | Self::Again { channel, .. }
-            | Self::Repair { channel, .. }
             | Self::Beat { channel, .. }
             | Self::Close { channel, .. } => Some(channel),
             Self::Lease { .. } | Self::Renew { .. } | Self::List { .. } | Self::Barrier { .. } => None,

@@ -36,7 +36,7 @@ use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
-use crate::presence::{Batch, Ids, NodeId, Op, Reading, Snapshot};
+use crate::presence::{Batch, Ids, NodeId, Reading, Snapshot};
 use crate::redis_pool::RedisPool;
 
 use bus::Bus;
@@ -231,13 +231,6 @@ impl Cluster {
     pub fn write_again(&self, channel: &Arc<str>, version: u64, seats: Seats) {
         if let Self::Redis(redis) = self {
             redis.bus.write(Write::Again { channel: Arc::clone(channel), version, seats });
-        }
-    }
-
-    /// Writes seats of the own part that were missing.
-    pub fn repair(&self, channel: &Arc<str>, version: u64, ops: Vec<Op>) {
-        if let Self::Redis(redis) = self {
-            redis.bus.write(Write::Repair { channel: Arc::clone(channel), version, ops });
         }
     }
 

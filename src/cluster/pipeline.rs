@@ -77,12 +77,6 @@ impl Encoded {
             }
             Write::Changes { channel, batch } => return self.changes(bus, channel, batch),
             Write::Again { channel, version, seats } => self.rewrite(bus, channel, *version, seats),
-            Write::Repair { channel, version, ops } => {
-                for chunk in ops.chunks(CHUNK) {
-                    let batch = Batch { from: *version, to: *version, ops: chunk.to_vec() };
-                    self.apply(bus, channel, &batch, "");
-                }
-            }
             Write::Beat { channel, version, seats } => return self.beat(bus, channel, *version, seats),
             Write::Close { channel, version } => {
                 self.script(&clearing(bus, bus.node, channel, *version));
@@ -135,8 +129,13 @@ impl Encoded {
         for op in &batch.ops {
             let value = op.entry.as_ref().map_or(Ok(String::new()), |entry| wire::value(bus.node, entry));
             let Ok(value) = value else { continue };
-            call.key(bus.keys.user(channel, &op.user));
-            call.arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
+            let hash = bus.keys.user(channel, &op.user);
+            // The seat that this one was taken over from goes at once: its holder may be dead.
+            if let Some(origin) = op.entry.as_ref().and_then(|entry| entry.origin.as_deref()) {
+                let over = keys::field(origin.over.node, origin.over.number);
+                call.key(hash.as_str()).arg(&*op.user).arg(over).arg("");
+            }
+            call.key(hash).arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
             self.index(bus, channel, op);
         }
         self.script(&call);

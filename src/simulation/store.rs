@@ -128,10 +128,6 @@ impl Store {
                 }
                 return (Reply::Done, vec![(keys::Keys::default().topic(channel), message)]);
             }
-            Write::Repair { channel, version, ops } => {
-                let batch = Batch { from: *version, to: *version, ops: ops.clone() };
-                self.apply(node, channel, &batch, now);
-            }
             Write::Beat { channel, version, seats } => {
                 let seats: Vec<_> =
                     seats.iter().map(|(seat, entry)| (*seat, entry.user.to_string())).collect();
@@ -181,6 +177,9 @@ impl Store {
             let field = keys::field(node, op.seat);
             match &op.entry {
                 Some(entry) => {
+                    if let Some(origin) = &entry.origin {
+                        channel.remove(&op.user, &keys::field(origin.over.node, origin.over.number));
+                    }
                     let hash = channel.hashes.entry(op.user.to_string()).or_default();
                     hash.value.insert(field, wire::value(node, entry).expect("an entry can be written"));
                     hash.until = until;

@@ -1,4 +1,5 @@
 -- Puts and removes seats of one node in one channel, and announces it, with nothing of others in between.
+-- A seat that continues one of another node comes after the removal of that one.
 -- Safe to repeat, and safe to come late: what is older than what stands here changes nothing.
 -- KEYS  1 users of the channel   2 versions by node   3… the user's hash, one for each change
 -- ARGV  1 life of keys in seconds   2 node   3 version   4 topic   5 message, or '' for none
