@@ -28,7 +28,8 @@ pub async fn run(bus: Arc<Bus>) {
             Ok(connection) => {
                 let reason =
                     Writer { bus: &bus, connection, histories: BTreeSet::new() }.serve(&mut pause).await;
-                bus.set_writer_up(false);
+                bus.disconnected();
+                bus.pool.servers().note_problem(reason);
                 tracing::debug!(reason, "contact with Redis ended");
             }
             Err(error) => tracing::debug!(%error, "no connection for presence writes"),
@@ -67,7 +68,7 @@ impl Writer<'_> {
         };
         self.bus.set_histories(&histories);
         self.histories = histories;
-        self.bus.set_writer_up(true);
+        self.bus.connected();
         loop {
             let writes = self.bus.next_batch();
             if writes.is_empty() {
@@ -79,6 +80,7 @@ impl Writer<'_> {
                 return reason;
             }
             pause.reset();
+            self.bus.set_writer_up(true);
         }
     }
 
