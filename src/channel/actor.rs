@@ -110,6 +110,10 @@ impl Channel {
         for effect in self.core.settle(self.audience(), Instant::now()) {
             self.carry_out(effect, ctx);
         }
+        let audit = self.core.state.take_audit();
+        self.shared.metrics.audit_ghosts.inc_by(audit.ghosts);
+        self.shared.metrics.audit_missing.inc_by(audit.missing);
+        self.shared.metrics.audit_skipped.inc_by(audit.skipped);
         let own_seats = self.core.state.own_seats();
         self.shared.metrics.members.inc_by(own_seats as i64 - self.own_seats as i64);
         self.own_seats = own_seats;
@@ -121,7 +125,7 @@ impl Channel {
     fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         let cluster = &self.shared.cluster;
         match effect {
-            Effect::Announce(batch) => cluster.announce(&self.name, batch),
+            Effect::Announce(batch, digest) => cluster.announce(&self.name, batch, digest),
             Effect::Read(asked) => cluster.read(&self.name, asked, ctx.address().recipient()),
             // The one on whose thread it is knows it.
             Effect::Probe(connection) => {
@@ -129,7 +133,9 @@ impl Channel {
                     link.probe.do_send(Probe { connection });
                 }
             }
-            Effect::WriteAgain { version, seats } => cluster.write_again(&self.name, version, seats),
+            Effect::WriteAgain { version, digest, seats } => {
+                cluster.write_again(&self.name, version, digest, seats);
+            }
             Effect::GoLive { roster, diff } => {
                 self.count(&diff);
                 self.publish(roster);
@@ -187,7 +193,7 @@ impl Channel {
         if self.grace_timer.is_some() {
             return;
         }
-        let Some(next) = self.core.next_grace() else { return };
+        let Some(next) = self.core.next_time() else { return };
         let wait = next.saturating_duration_since(Instant::now());
         self.grace_timer = Some(ctx.run_later(wait, |this, ctx| {
             this.grace_timer = None;
@@ -314,13 +320,13 @@ impl Handler<Told> for Channel {
     type Result = ();
 
     fn handle(&mut self, told: Told, ctx: &mut Self::Context) {
-        match self.core.told(told) {
+        match self.core.told(told, Instant::now()) {
             Noticed::Nothing => {}
             Noticed::Gap => {
                 self.shared.metrics.redis_gaps.inc();
             }
             Noticed::Missing(seats) => {
-                self.shared.metrics.redis_repairs.inc_by(seats as u64);
+                self.shared.metrics.audit_missing.inc_by(seats as u64);
             }
         }
         self.settle(ctx);

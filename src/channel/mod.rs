@@ -23,5 +23,6 @@ pub use rosters::{Published, Rosters};
 /// What the simulation drives as the actor does.
 #[cfg(test)]
 pub(crate) mod sim {
-    pub use super::core::{Audience, ChannelCore, Effect};
+    pub use super::core::{Audience, ChannelCore, Effect, Noticed};
+    pub use super::state::Audit;
 }

@@ -7,7 +7,7 @@
 //! Who comes back is seated where the user sat before, on whatever node that was: see
 //! [`ChannelState::track`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use indexmap::IndexMap;
 
 use super::grace::Grace;
 use crate::presence::{
-    Batch, Change, Diff, Entry, Heard, Ids, NodeId, Op, Origin, Pending, Reading, ResumeKey, Roster, Seat,
-    Snapshot,
+    Batch, Change, Diff, Difference, Entry, Heard, Ids, NodeId, Op, Origin, Pending, Reading, Ref, ResumeKey,
+    Roster, Seat, Snapshot, Stated,
 };
 
 /// How many batches may wait for a reading. Over it they are let go, and another reading follows.
@@ -25,11 +25,14 @@ const MAX_BUFFERED: usize = 1_024;
 /// death of that seat's node takes to be noticed.
 const CLOSED_FOR: Duration = Duration::from_secs(20);
 
+/// How long an announcement may be on its way that a heartbeat has already told of.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+
 /// Something that must be done outside.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Tell the other nodes and the shared store.
-    Announce(Batch),
+    /// Tell the other nodes and the shared store: changes, and the digest of the own part after them.
+    Announce(Batch, u64),
     /// Read the channel from the shared store; the versions known now go with the question.
     Read(HashMap<NodeId, u64>),
     /// Find out whether this connection lives: then call [`ChannelState::alive`].
@@ -73,6 +76,26 @@ struct CatchingUp {
     overflowed: bool,
 }
 
+/// A part that differed from what its node states.
+#[derive(Debug)]
+struct Suspect {
+    node: NodeId,
+    difference: Difference,
+    stated: Option<Stated>,
+    known: Option<u64>,
+}
+
+/// What was found wrong by comparing, and put right. All of it stays 0 where nothing gets lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Seats that were shown here or stood in the store, and that nobody sits on.
+    pub ghosts: u64,
+    /// Seats that were not shown here or did not stand in the store, and that are taken.
+    pub missing: u64,
+    /// Announcements that were missed without a sign, so that only a heartbeat told.
+    pub skipped: u64,
+}
+
 /// One channel on one node.
 #[derive(Debug)]
 pub struct ChannelState {
@@ -92,6 +115,11 @@ pub struct ChannelState {
     /// When the oldest pending change of this node's own happened.
     oldest: Option<Instant>,
     catching_up: Option<CatchingUp>,
+    /// What a heartbeat found to differ, and when to look again.
+    suspicion: Option<(Instant, Vec<Suspect>)>,
+    /// Parts of other nodes that are read anew because they differ, with what was shown of them.
+    distrusted: Vec<(NodeId, BTreeSet<(u64, Ref)>)>,
+    audit: Audit,
     /// Whether the roster is known well enough to be shown.
     live: bool,
     outputs: Vec<Output>,
@@ -113,6 +141,9 @@ impl ChannelState {
             pending: Pending::default(),
             oldest: None,
             catching_up: None,
+            suspicion: None,
+            distrusted: Vec::new(),
+            audit: Audit::default(),
             live: false,
             outputs: Vec::new(),
         }
@@ -180,10 +211,11 @@ impl ChannelState {
         }
     }
 
-    /// When [`ChannelState::end_grace`] has something to do next.
-    pub fn next_grace(&self) -> Option<Instant> {
+    /// When [`ChannelState::end_grace`] or [`ChannelState::audit`] has something to do next.
+    pub fn next_time(&self) -> Option<Instant> {
         let closed = self.closed.front().map(|(until, _)| *until);
-        self.grace.next().into_iter().chain(closed).min()
+        let suspicion = self.suspicion.as_ref().map(|(at, _)| *at);
+        self.grace.next().into_iter().chain(closed).chain(suspicion).min()
     }
 
     /// Frees all own seats, those in grace included: the node is going away.
@@ -244,6 +276,7 @@ impl ChannelState {
         let Some(catching_up) = self.catching_up.take() else { return };
         if let Some(reading) = reading {
             let changes = self.roster.merge(reading);
+            self.count_repairs();
             self.gather(changes);
             self.yield_outdone();
             if catching_up.overflowed {
@@ -256,15 +289,66 @@ impl ChannelState {
         self.go_live();
     }
 
-    /// Compares what the other nodes say their versions are with what is known here.
-    pub fn compare(&mut self, versions: &HashMap<NodeId, u64>) {
+    /// Compares what the nodes state of their parts with what is known here. What differs is looked at again
+    /// a moment later ([`ChannelState::audit`]): an announcement may be on its way.
+    pub fn compare(&mut self, stated: &HashMap<NodeId, Stated>, now: Instant) {
+        if self.suspicion.is_some() {
+            return;
+        }
         let known = self.roster.known();
-        let newer = versions.iter().any(|(node, version)| {
-            *node != self.ids.node() && known.get(node).copied().unwrap_or(0) < *version
+        let differences = self.roster.differences(stated).into_iter();
+        let suspects = differences.map(|(node, difference)| Suspect {
+            node,
+            difference,
+            stated: stated.get(&node).copied(),
+            known: known.get(&node).copied(),
         });
-        let gone = self.roster.peers().any(|node| !versions.contains_key(&node));
-        if newer || gone {
-            self.read();
+        let suspects: Vec<Suspect> = suspects.collect();
+        if !suspects.is_empty() {
+            self.suspicion = Some((now + ON_ITS_WAY, suspects));
+        }
+    }
+
+    /// Looks again at what differed, if it is time: what still does is read.
+    pub fn audit(&mut self, now: Instant) {
+        let Some((_, suspects)) = self.suspicion.take_if(|(at, _)| *at <= now) else { return };
+        let known = self.roster.known();
+        for suspect in suspects {
+            // It has moved meanwhile, and the next heartbeat compares again.
+            if known.get(&suspect.node).copied() != suspect.known {
+                continue;
+            }
+            match suspect.difference {
+                // What is read just now may have it.
+                _ if self.catching_up.is_some() => {}
+                Difference::Missed => self.audit.skipped += 1,
+                Difference::Diverged => {
+                    let stated = suspect.stated.map(|stated| (suspect.node, stated)).into_iter().collect();
+                    if self.roster.differences(&stated).is_empty() {
+                        continue;
+                    }
+                    let shown = self.roster.shown_of(suspect.node);
+                    self.distrusted.push((suspect.node, shown));
+                    self.roster.distrust(suspect.node);
+                }
+                Difference::Gone => {}
+            }
+            self.read_again();
+        }
+    }
+
+    /// What was repaired since the last call.
+    #[must_use]
+    pub fn take_audit(&mut self) -> Audit {
+        std::mem::take(&mut self.audit)
+    }
+
+    /// Counts what a reading put right of the parts that were distrusted.
+    fn count_repairs(&mut self) {
+        for (node, before) in std::mem::take(&mut self.distrusted) {
+            let after = self.roster.shown_of(node);
+            self.audit.ghosts += before.difference(&after).count() as u64;
+            self.audit.missing += after.difference(&before).count() as u64;
         }
     }
 
@@ -309,6 +393,16 @@ impl ChannelState {
     /// The roster as it is now, numbered `version`.
     pub fn snapshot(&self, version: u64) -> Snapshot {
         self.roster.snapshot(version)
+    }
+
+    /// The digest of this node's own part.
+    pub fn own_digest(&self) -> u64 {
+        self.roster.own_digest()
+    }
+
+    /// How many users there are, on all nodes.
+    pub fn online(&self) -> usize {
+        self.roster.online()
     }
 
     /// The version of this node's own part, and who is in it.
@@ -485,7 +579,8 @@ impl ChannelState {
     }
 
     fn announce(&mut self, from: u64, to: u64, op: Op) {
-        self.outputs.push(Output::Announce(Batch { from, to, ops: vec![op] }));
+        let batch = Batch { from, to, ops: vec![op] };
+        self.outputs.push(Output::Announce(batch, self.roster.own_digest()));
     }
 
     fn own_change(&mut self, change: Change, now: Option<Instant>) {

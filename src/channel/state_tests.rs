@@ -33,6 +33,13 @@ impl Bench {
         probed.collect()
     }
 
+    /// A heartbeat told these versions, and what differs stays so.
+    fn compare(&mut self, versions: &HashMap<NodeId, u64>) {
+        let stated = |(node, version): (&NodeId, &u64)| (*node, Stated { version: *version, digest: None });
+        self.state.compare(&versions.iter().map(stated).collect(), self.now);
+        self.state.audit(self.now + ON_ITS_WAY);
+    }
+
     /// What viewers are told, as (joined, updated, left).
     fn told(&mut self) -> (usize, usize, usize) {
         let (diff, _) = self.state.take_diff();
@@ -80,7 +87,7 @@ fn an_explicit_leave_is_immediate_and_a_lost_socket_has_its_grace() {
     assert_eq!(bench.told(), (0, 0, 1));
     bench.state.dropped(2, 9, bench.now);
     assert_eq!(bench.told(), QUIET);
-    assert_eq!(bench.state.next_grace(), Some(bench.now + GRACE));
+    assert_eq!(bench.state.next_time(), Some(bench.now + GRACE));
     bench.state.end_grace(bench.now + GRACE);
     assert_eq!(bench.told(), (0, 0, 1));
     assert!(bench.users().is_empty());
@@ -137,7 +144,7 @@ fn announcements_form_a_chain_and_own_what_they_say() {
     bench.state.leave_all(bench.now);
     let mut last = 0;
     for output in bench.state.take_outputs() {
-        let Output::Announce(batch) = output else { panic!("{output:?}") };
+        let Output::Announce(batch, _) = output else { panic!("{output:?}") };
         assert_eq!(batch.from, last);
         assert!(batch.to > batch.from);
         last = batch.to;
@@ -155,7 +162,7 @@ fn announced(bench: &mut Bench) -> Vec<Arc<Batch>> {
     let outputs = bench.state.take_outputs().into_iter();
     outputs
         .filter_map(|output| match output {
-            Output::Announce(batch) => Some(Arc::new(batch)),
+            Output::Announce(batch, _) => Some(Arc::new(batch)),
             Output::Read(_) | Output::Probe(_) => None,
         })
         .collect()
@@ -220,13 +227,13 @@ fn a_heartbeat_finds_what_was_missed() {
     let (mut a, mut b) = two();
     let node = a.state.ids.node();
     a.track(1, "ada", "{}");
-    b.state.compare(&HashMap::from([(node, a.state.own().0)]));
+    b.compare(&HashMap::from([(node, a.state.own().0)]));
     assert_eq!(b.state.take_outputs(), [Output::Read(HashMap::new())]);
     b.state.merge(Some(reading_of(&a)));
-    b.state.compare(&HashMap::from([(node, a.state.own().0)]));
+    b.compare(&HashMap::from([(node, a.state.own().0)]));
     assert!(b.state.take_outputs().is_empty());
     // The node is known to have somebody, but its part is gone from the store.
-    b.state.compare(&HashMap::new());
+    b.compare(&HashMap::new());
     assert_eq!(b.state.take_outputs().len(), 1);
 }
 
@@ -243,7 +250,7 @@ fn what_was_missing_in_the_store_is_read_again_by_whoever_read_without_it() {
     let (again, seats) = a.state.own_to_write();
     assert!(again > version && seats.len() == 1);
     let _ = b.state.take_outputs();
-    b.state.compare(&HashMap::from([(a.state.ids.node(), again)]));
+    b.compare(&HashMap::from([(a.state.ids.node(), again)]));
     assert_eq!(b.state.take_outputs().len(), 1);
     b.state.merge(Some(reading_of(&a)));
     assert_eq!(b.users(), a.users());
@@ -278,7 +285,7 @@ fn exchange(a: &mut Bench, b: &mut Bench) -> Vec<u64> {
         for (outputs, from, to) in [(from_a, node_a, &mut *b), (from_b, node_b, &mut *a)] {
             for output in outputs {
                 match output {
-                    Output::Announce(batch) => {
+                    Output::Announce(batch, _) => {
                         assert_eq!(to.state.hear(from, Arc::new(batch)), HeardAs::News);
                     }
                     Output::Probe(connection) => probed.push(connection),
@@ -415,10 +422,10 @@ fn who_left_is_not_shown_again_until_it_is_sure_that_nobody_said_so() {
     b.state.end_grace(b.now);
     assert_eq!(b.told(), (0, 0, 1));
     // Nothing is heard of the old seat's end, or of the node's.
-    assert_eq!(b.state.next_grace(), Some(b.now + CLOSED_FOR));
+    assert_eq!(b.state.next_time(), Some(b.now + CLOSED_FOR));
     b.state.end_grace(b.now + CLOSED_FOR);
     assert_eq!(b.told(), (1, 0, 0));
-    assert_eq!(b.state.next_grace(), None);
+    assert_eq!(b.state.next_time(), None);
 }
 
 #[test]
@@ -443,4 +450,37 @@ fn nobody_is_seated_before_it_is_known_who_waits() {
     }
     a.state.end_grace(a.now + GRACE);
     assert_eq!(a.users(), [("ada".into(), 1), ("dan".into(), 1)]);
+}
+
+#[test]
+fn a_part_that_shows_something_else_than_its_node_states_is_read_anew_and_counted() {
+    let (mut a, mut b) = two();
+    a.track(1, "ada", "{}");
+    b.state.read();
+    b.state.merge(Some(reading_of(&a)));
+    let _ = b.state.take_outputs();
+    let node = a.state.ids.node();
+    let version = a.state.own().0;
+    let stated = |digest| HashMap::from([(node, Stated { version, digest: Some(digest) })]);
+    b.state.compare(&stated(a.state.own_digest()), b.now);
+    assert_eq!(b.state.next_time(), None, "they are the same");
+    // Of the same version, and yet with somebody else on the seat.
+    let mut other = reading_of(&a);
+    for entry in other.parts.values_mut().flat_map(|part| part.seats.values_mut()) {
+        *entry = Arc::new(Entry { r#ref: a.state.ids.r#ref(), ..Entry::clone(entry) });
+    }
+    let part = other.parts.values().next().cloned().unwrap();
+    b.state.compare(&stated(part.digest()), b.now);
+    let later = b.state.next_time().unwrap();
+    b.state.audit(later);
+    assert_eq!(b.state.take_outputs().len(), 1);
+    b.state.merge(Some(other));
+    let audit = Audit { ghosts: 1, missing: 1, skipped: 0 };
+    assert_eq!((b.state.take_audit(), b.state.take_audit()), (audit, Audit::default()));
+    b.state.compare(&stated(part.digest()), b.now);
+    assert_eq!(b.state.next_time(), None);
+    // Somebody who is news, a moment too late for the first look.
+    b.state.compare(&HashMap::from([(NodeId::random(), Stated { version: 9, digest: Some(1) })]), b.now);
+    b.state.audit(later);
+    assert_eq!(b.state.take_audit().skipped, 1);
 }

@@ -162,7 +162,9 @@ impl Bus {
 
     /// What the writer was answered.
     pub fn replied(&self, writes: Vec<Write>, replies: Vec<Reply>) {
-        if self.with_contact(|contact| contact.replied(writes, replies)) {
+        let outcome = self.with_contact(|contact| contact.replied(writes, replies));
+        self.metrics.audit_ghosts.inc_by(outcome.ghosts);
+        if outcome.lost {
             warn_of_loss();
         }
     }

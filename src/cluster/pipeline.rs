@@ -31,6 +31,7 @@ enum Expected {
         first_reply: usize,
         seats: Vec<u64>,
     },
+    Rewritten(usize),
     Listed(usize),
 }
 
@@ -75,8 +76,10 @@ impl Encoded {
                 self.list_node(bus);
                 return renewed;
             }
-            Write::Changes { channel, batch } => return self.changes(bus, channel, batch),
-            Write::Again { channel, version, seats } => self.rewrite(bus, channel, *version, seats),
+            Write::Changes { channel, batch, digest } => return self.changes(bus, channel, batch, *digest),
+            Write::Again { channel, version, digest, seats } => {
+                return self.rewrite(bus, channel, *version, *digest, seats);
+            }
             Write::Beat { channel, version, seats } => return self.beat(bus, channel, *version, seats),
             Write::Close { channel, version } => {
                 self.script(&clearing(bus, bus.node, channel, *version));
@@ -92,10 +95,10 @@ impl Encoded {
         Expected::Done
     }
 
-    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch) -> Expected {
+    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch, digest: u64) -> Expected {
         match wire::announcement(bus.node, batch) {
             Ok(message) => {
-                self.apply(bus, channel, batch, &message);
+                self.apply(bus, channel, batch, digest, &message);
                 let applied = Expected::Applied(self.replies - 1);
                 self.list(bus, channel);
                 applied
@@ -121,11 +124,11 @@ impl Encoded {
         self.replies - 1
     }
 
-    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, message: &str) {
+    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, digest: u64, message: &str) {
         let mut call = scripts::APPLY.prepare_invoke();
         call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(batch.to);
-        call.arg(bus.keys.topic(channel)).arg(message).arg(batch.from);
+        call.arg(bus.keys.topic(channel)).arg(message).arg(batch.from).arg(wire::digest(digest));
         for op in &batch.ops {
             let value = op.entry.as_ref().map_or(Ok(String::new()), |entry| wire::value(bus.node, entry));
             let Ok(value) = value else { continue };
@@ -141,12 +144,13 @@ impl Encoded {
         self.script(&call);
     }
 
-    fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) {
+    fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, digest: u64, seats: &Seats) -> Expected {
         let told = wire::announcement(bus.node, &contact::told_of_part(version, seats));
         let mut call = scripts::REWRITE.prepare_invoke();
         call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(version);
         call.arg(bus.keys.topic(channel)).arg(told.unwrap_or_default()).arg(bus.keys.user_prefix(channel));
+        call.arg(wire::digest(digest));
         for (seat, entry) in seats {
             let Ok(value) = wire::value(bus.node, entry) else { continue };
             call.key(bus.keys.user(channel, &entry.user));
@@ -155,7 +159,9 @@ impl Encoded {
             self.index(bus, channel, &op);
         }
         self.script(&call);
+        let rewritten = Expected::Rewritten(self.replies - 1);
         self.list(bus, channel);
+        rewritten
     }
 
     fn beat(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) -> Expected {
@@ -220,6 +226,10 @@ impl Expected {
             Self::Renewed(at) if matches!(replies.get(at), Some(Value::Int(0))) => Reply::NoLease,
             Self::Applied(at) if matches!(replies.get(at), Some(Value::Int(-1))) => Reply::Lost,
             Self::Renewed(_) | Self::Applied(_) => Reply::Done,
+            Self::Rewritten(at) => match replies.get(at) {
+                Some(Value::Int(removed)) => Reply::Rewritten(u64::try_from(*removed).unwrap_or(0)),
+                _ => Reply::Done,
+            },
             Self::Listed(at) => {
                 let listed = replies.get(at).and_then(|reply| redis::from_redis_value_ref(reply).ok());
                 listed.map_or(Reply::Done, |listed: Vec<String>| {
@@ -235,19 +245,19 @@ impl Expected {
 
 fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<Reply> {
     let chunks = seats.len().div_ceil(CHUNK).max(1);
-    let (mut versions, mut missing) = (HashMap::new(), Vec::new());
+    let (mut stated, mut missing, mut users) = (HashMap::new(), Vec::new(), 0);
     for at in 0..chunks {
         let reply = replies.get(first_reply + at)?;
-        let (gone, found, lost): (Vec<usize>, Vec<(String, u64)>, u8) =
+        let (gone, found, lost, online): (Vec<usize>, Vec<(String, String)>, u8, usize) =
             redis::from_redis_value_ref(reply).ok()?;
         if lost == 1 {
             return Some(Reply::Lost);
         }
         missing.extend(gone.iter().filter_map(|n| seats.get(at * CHUNK + n.checked_sub(1)?)));
-        versions =
-            found.into_iter().filter_map(|(node, v)| Some((node.parse::<NodeId>().ok()?, v))).collect();
+        stated = wire::parse_stated(&found);
+        users = online;
     }
-    Some(Reply::Beaten { versions, missing })
+    Some(Reply::Beaten { stated, missing, users })
 }
 
 /// Whether `lease` says that everything of its node stands in `history`.

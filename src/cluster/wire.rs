@@ -2,13 +2,14 @@
 //! since other services read it too.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::keys;
-use crate::presence::{Batch, Entry, NodeId, Op, Origin, Seat};
+use crate::presence::{Batch, Entry, NodeId, Op, Origin, Seat, Stated};
 
 /// A message or value that is not ours, or not whole.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +103,33 @@ pub fn parse_announcement(text: &str) -> Result<(NodeId, Batch), Foreign> {
     }
     let ops = ops.into_iter().map(op).collect::<Result<_, Foreign>>()?;
     Ok((node, Batch { from, to, ops }))
+}
+
+/// A digest as it stands beside the version: 16 hexadecimal digits, since JavaScript has no such numbers.
+pub fn digest(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
+/// What the nodes state of their parts, from the fields of the hash in which they do. Fields that are not
+/// ours are passed over.
+pub fn parse_stated(fields: &[(String, String)]) -> HashMap<NodeId, Stated> {
+    let mut stated: HashMap<NodeId, Stated> = HashMap::new();
+    for (field, value) in fields {
+        match field.strip_suffix(":digest") {
+            None => {
+                if let (Ok(node), Ok(version)) = (field.parse(), value.parse()) {
+                    stated.entry(node).or_default().version = version;
+                }
+            }
+            Some(node) => {
+                if let (Ok(node), Ok(digest)) = (node.parse(), u64::from_str_radix(value, 16)) {
+                    stated.entry(node).or_default().digest = Some(digest);
+                }
+            }
+        }
+    }
+    stated.retain(|_, stated| stated.version > 0);
+    stated
 }
 
 /// The value of one seat in a user's presence hash.

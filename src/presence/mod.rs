@@ -10,6 +10,7 @@
 
 mod claims;
 mod diff;
+mod digest;
 mod ids;
 mod resume;
 mod roster;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 pub use diff::{Change, Diff, Pending};
 pub use ids::{Ids, NodeId, Ref};
 pub use resume::{ResumeKey, anonymous};
-pub use roster::{Batch, Heard, Op, Part, Reading, Roster, Sitting};
+pub use roster::{Batch, Difference, Heard, Op, Part, Reading, Roster, Sitting, Stated};
 pub use snapshot::{Member, Snapshot};
 
 /// What one connection shows in one channel. A new meta is a new entry with a new `ref`.

@@ -10,11 +10,11 @@
 //! again on an older seat of whose end nothing was heard yet ([`Roster::take_closed`]).
 
 use std::collections::btree_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::claims::Claims;
-use super::{Change, Entry, Member, NodeId, Seat, Snapshot};
+use super::{Change, Entry, Member, NodeId, Ref, Seat, Snapshot, digest};
 
 /// The new state of one seat of a node: an entry, or none when it is free again. A seat is one
 /// user's for as long as it is taken.
@@ -66,11 +66,30 @@ pub struct Reading {
     pub asked: HashMap<NodeId, u64>,
 }
 
+/// What a node states of its own part: its version, and its digest where it is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stated {
+    pub version: u64,
+    pub digest: Option<u64>,
+}
+
+/// In what a replica differs from what its node states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// It is older.
+    Missed,
+    /// It has the same version and shows something else.
+    Diverged,
+    /// The node states nothing, and somebody of it is shown.
+    Gone,
+}
+
 /// Who is in one channel, as far as one node knows.
 #[derive(Debug)]
 pub struct Roster {
     me: NodeId,
     own: Part,
+    own_digest: u64,
     others: HashMap<NodeId, Part>,
     members: BTreeMap<Arc<str>, Arc<Member>>,
     connections: usize,
@@ -107,6 +126,7 @@ impl Roster {
         Self {
             me,
             own: Part::default(),
+            own_digest: 0,
             others: HashMap::new(),
             members: BTreeMap::new(),
             connections: 0,
@@ -121,9 +141,50 @@ impl Roster {
         &self.own
     }
 
+    /// The digest of the own part.
+    pub fn own_digest(&self) -> u64 {
+        self.own_digest
+    }
+
+    /// Which of the other nodes' parts differ here from what their nodes `stated` of them.
+    pub fn differences(&self, stated: &HashMap<NodeId, Stated>) -> Vec<(NodeId, Difference)> {
+        let differs = |(node, stated): (&NodeId, &Stated)| {
+            let known = self.others.get(node);
+            let version = known.map_or(0, |part| part.version);
+            let digest = known.map_or(0, Part::digest);
+            let is_newer = *node != self.me && version < stated.version;
+            let is_other = version == stated.version && stated.digest.is_some_and(|stated| stated != digest);
+            match (is_newer, is_other) {
+                (true, _) => Some((*node, Difference::Missed)),
+                (false, true) => Some((*node, Difference::Diverged)),
+                (false, false) => None,
+            }
+        };
+        let gone = self.peers().filter(|node| !stated.contains_key(node));
+        stated.iter().filter_map(differs).chain(gone.map(|node| (node, Difference::Gone))).collect()
+    }
+
+    /// Believes no more what is known of `node`: the next reading of it counts, even of the same version.
+    pub fn distrust(&mut self, node: NodeId) {
+        if let Some(part) = self.others.get_mut(&node) {
+            part.version = part.version.saturating_sub(1);
+        }
+    }
+
     /// How many connections are present, on all nodes.
     pub fn connections(&self) -> usize {
         self.connections
+    }
+
+    /// How many users are present, on all nodes.
+    pub fn online(&self) -> usize {
+        self.members.len()
+    }
+
+    /// What is known to be on the seats of `node`.
+    pub fn shown_of(&self, node: NodeId) -> BTreeSet<(u64, Ref)> {
+        let seats = self.others.get(&node).map(|part| &part.seats);
+        seats.into_iter().flatten().map(|(seat, entry)| (*seat, entry.r#ref)).collect()
     }
 
     /// Whether nobody is present.
@@ -298,6 +359,9 @@ impl Roster {
             Some(entry) => part.seats.insert(number, Arc::clone(entry)),
             None => part.seats.remove(&number),
         };
+        if node == self.me {
+            self.own_digest ^= digest::change(number, old.as_ref(), new.as_ref());
+        }
         let origin = new.as_ref().or(old.as_ref()).map_or(seat, |entry| entry.origin_at(seat));
         if origin != seat || self.claims.contains_key(&origin) {
             return self.set_claim(origin, seat, old, new, cause);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::store::{Ms, Store};
 
 use crate::channel::Published;
-use crate::channel::sim::{Audience, ChannelCore, Effect};
+use crate::channel::sim::{Audience, Audit, ChannelCore, Effect, Noticed};
 use crate::cluster::Told;
 use crate::cluster::contact::{Contact, Reply, Write};
 use crate::cluster::nodes::{Nodes, Verdict};
@@ -222,6 +222,9 @@ pub struct SimNode {
     subscribing: bool,
     cleaning: BTreeSet<NodeId>,
     pub leaving: bool,
+    /// What comparing has found, and how often an announcement was missed.
+    pub audit: Audit,
+    pub gaps: u64,
     /// When the writer and the subscriber may try again.
     pauses: [u32; 2],
 }
@@ -251,6 +254,8 @@ impl SimNode {
             subscribing: false,
             cleaning: BTreeSet::new(),
             leaving: false,
+            audit: Audit::default(),
+            gaps: 0,
             pauses: [0; 2],
         }
     }
@@ -382,9 +387,11 @@ impl SimNode {
             ToChannel::Dropped { connection } => state.dropped(connection, now / 1_000, at),
             ToChannel::Alive { connection } => state.alive(connection, at),
             ToChannel::Drain => state.leave_all(at),
-            ToChannel::Told(told) => {
-                channel.core.told(told);
-            }
+            ToChannel::Told(told) => match channel.core.told(told, at) {
+                Noticed::Missing(missing) => self.audit.missing += missing as u64,
+                Noticed::Gap => self.gaps += 1,
+                Noticed::Nothing => {}
+            },
         }
         self.settle(to, now, out);
     }
@@ -410,16 +417,20 @@ impl SimNode {
                 .unwrap_or(0),
         };
         let name = Arc::clone(&to.channel);
+        let found = channel.core.state.take_audit();
+        self.audit.ghosts += found.ghosts;
+        self.audit.missing += found.missing;
+        self.audit.skipped += found.skipped;
         for effect in channel.core.settle(audience, at) {
             match effect {
-                Effect::Announce(batch) => {
-                    self.contact.write(Write::Changes { channel: Arc::clone(&name), batch });
+                Effect::Announce(batch, digest) => {
+                    self.contact.write(Write::Changes { channel: Arc::clone(&name), batch, digest });
                 }
                 Effect::Read(asked) => {
                     out.asks.push((Ask::Read { to: to.clone(), asked, attempt: 1 }, POOL_LIMIT));
                 }
-                Effect::WriteAgain { version, seats } => {
-                    self.contact.write(Write::Again { channel: Arc::clone(&name), version, seats });
+                Effect::WriteAgain { version, digest, seats } => {
+                    self.contact.write(Write::Again { channel: Arc::clone(&name), version, digest, seats });
                 }
                 Effect::Probe(connection) => out.probes.push((to.clone(), connection)),
                 Effect::GoLive { roster, .. } => {
@@ -440,7 +451,7 @@ impl SimNode {
                 }
             }
         }
-        let next = channel.core.next_diff(audience, at).into_iter().chain(channel.core.next_grace()).min();
+        let next = channel.core.next_diff(audience, at).into_iter().chain(channel.core.next_time()).min();
         if let Some(next) = next
             && channel.settle_at.is_none_or(|set| set > next || set <= at)
         {

@@ -145,6 +145,18 @@ impl Scenario {
         Self { seed, actions }
     }
 
+    /// An hour in which clients come, go, change and reload, and nothing breaks.
+    pub fn calm_hour(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let mut actions = Vec::new();
+        let mut at = 0;
+        while at < 3_600_000 {
+            at += dice.below(3_000);
+            actions.push((at, Self::action(&mut dice, 0)));
+        }
+        Self { seed, actions }
+    }
+
     fn action(dice: &mut Dice, faults: u64) -> Action {
         let client = dice.below(CLIENTS as u64) as usize;
         let node = dice.below(NODES as u64) as usize;

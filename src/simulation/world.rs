@@ -12,6 +12,7 @@ use super::node::{
 };
 use super::scenario::{Action, CHANNELS, CLIENTS, Dice, NODES, Scenario};
 use super::store::{Ms, Store};
+use crate::channel::sim::Audit;
 use crate::presence::{NodeId, ResumeKey};
 
 /// G3: everything agrees this long after everything works again, and what the checks allow for delays.
@@ -153,6 +154,8 @@ struct Client {
     /// Half of the clients have a resume key.
     key: Option<ResumeKey>,
     meta: u64,
+    /// Since when it has shown that meta somewhere.
+    shown_since: Ms,
     /// For each meta it has shown: when it was shown no more, why, and where.
     ended: BTreeMap<u64, (Ms, End, Place)>,
     /// If it has come back with the meta it had.
@@ -238,6 +241,11 @@ impl World {
         Ok(world)
     }
 
+    /// What the nodes that live have found by comparing, and how many announcements they missed.
+    pub fn audits(&self) -> Vec<(Audit, u64)> {
+        self.slots.iter().filter_map(|slot| slot.node.as_ref()).map(|node| (node.audit, node.gaps)).collect()
+    }
+
     fn new(scenario: &Scenario, trace: bool) -> Self {
         let store = Store::new(PRESENCE_TTL, NODE_TTL);
         let client = |index: usize| Client {
@@ -246,6 +254,7 @@ impl World {
             at: None,
             key: (index % 2 == 1).then(|| ResumeKey::new(&format!("user-{}", index % 4), &index.to_string())),
             meta: 0,
+            shown_since: 0,
             ended: BTreeMap::new(),
             returned: None,
             view: ClientView::default(),
@@ -737,11 +746,12 @@ impl World {
         match ended {
             Some((left, how, _)) if me.key.is_some() || how == End::Dropped => {
                 me.ended.remove(&me.meta);
-                let prompt = ms < left + GRACE - 300;
+                // Who was hardly there is not known everywhere.
+                let prompt = ms < left + GRACE - 300 && me.shown_since + SLACK < left;
                 let silent = me.key.is_some() && how != End::Left && prompt && calm && calm_since <= left;
                 me.returned = Some(Return { left, back: ms, silent });
             }
-            _ => me.meta += 1,
+            _ => (me.meta, me.shown_since) = (me.meta + 1, ms),
         }
         me.view = ClientView::default();
         let present = (!Client::observes(client)).then(|| me.presence(client));
@@ -780,7 +790,7 @@ impl World {
             return;
         }
         me.ended.insert(me.meta, (ms, End::Left, place));
-        me.meta += 1;
+        (me.meta, me.shown_since) = (me.meta + 1, ms);
         me.returned = None;
         let present = me.presence(client);
         let word = Word::Track { hub, connection, channel: channel_name(channel), present };

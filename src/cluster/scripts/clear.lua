@@ -18,5 +18,5 @@ for _, user in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   end
   if emptied and redis.call('EXISTS', key) == 0 then redis.call('SREM', KEYS[1], user) end
 end
-redis.call('HDEL', KEYS[2], node)
+redis.call('HDEL', KEYS[2], node, node .. ':digest')
 return removed
