@@ -14,11 +14,13 @@ use tokio::time::{sleep, timeout};
 use super::bus::Bus;
 use super::contact::Write;
 use super::pipeline::Encoded;
-use super::{link, scripts};
+use super::{keys, link, scripts};
 use crate::redis_pool::Connection;
 
 /// How long a pipeline may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long what all parts of a cluster are asked may take, before it goes on without those that are away.
+const PATIENCE_FOR_PARTS: Duration = Duration::from_millis(700);
 
 /// Writes for ever, beginning a new contact whenever one is lost.
 pub async fn run(bus: Arc<Bus>) {
@@ -55,19 +57,9 @@ enum Failure {
 
 impl Writer<'_> {
     async fn serve(&mut self, pause: &mut link::Pause) -> &'static str {
-        // In a cluster of which a part is away the lease must be set all the same, or the others, which may
-        // have less to write there, would say goodbye to this node.
-        let can_wait = self.bus.keys.is_tagged();
-        if !self.load_scripts().await && !can_wait {
-            return "could not load the scripts";
+        if let Err(reason) = self.prepare().await {
+            return reason;
         }
-        let histories = match self.histories().await {
-            Some(histories) => histories,
-            None if can_wait => BTreeSet::new(),
-            None => return "could not ask for the replication history",
-        };
-        self.bus.set_histories(&histories);
-        self.histories = histories;
         self.bus.connected();
         loop {
             let writes = self.bus.next_batch();
@@ -82,6 +74,30 @@ impl Writer<'_> {
             pause.reset();
             self.bus.set_writer_up(true);
         }
+    }
+
+    /// What comes before the first write. In a cluster of which a part is away this node's lease must live
+    /// all the same, or the others, which may have less to write there, would say goodbye to this node.
+    async fn prepare(&mut self) -> Result<(), &'static str> {
+        let in_parts = self.bus.keys.is_tagged();
+        if in_parts {
+            let mut prolong = redis::cmd("PEXPIRE");
+            prolong.arg(keys::lease(self.bus.node)).arg(self.bus.node_ttl.as_millis() as u64);
+            let prolong = prolong.query_async::<()>(&mut self.connection);
+            // If it is the part with the lease that is away, nobody can look at any lease.
+            let _ = timeout(PATIENCE_FOR_PARTS, prolong).await;
+        }
+        let patience = if in_parts { PATIENCE_FOR_PARTS } else { PATIENCE };
+        if !matches!(timeout(patience, self.load_scripts()).await, Ok(true)) && !in_parts {
+            return Err("could not load the scripts");
+        }
+        self.histories = match timeout(patience, self.histories()).await.ok().flatten() {
+            Some(histories) => histories,
+            None if in_parts => BTreeSet::new(),
+            None => return Err("could not ask for the replication history"),
+        };
+        self.bus.set_histories(&self.histories);
+        Ok(())
     }
 
     async fn load_scripts(&mut self) -> bool {
