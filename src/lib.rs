@@ -48,3 +48,7 @@ pub mod lifecycle;
 pub mod logging;
 /// Settings, checked before the start.
 pub mod config;
+
+/// A whole cluster in virtual time, from a seed.
+#[cfg(test)]
+mod simulation;

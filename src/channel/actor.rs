@@ -130,7 +130,6 @@ impl Channel {
                 }
             }
             Effect::WriteAgain { version, seats } => cluster.write_again(&self.name, version, seats),
-            Effect::Repair { version, ops } => cluster.repair(&self.name, version, ops),
             Effect::GoLive { roster, diff } => {
                 self.count(&diff);
                 self.publish(roster);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::state::{ChannelState, HeardAs, Output};
 use super::window::window;
 use crate::cluster::{Seats, Told};
-use crate::presence::{Batch, Diff, Ids, NodeId, Op, Snapshot};
+use crate::presence::{Batch, Diff, Ids, NodeId, Snapshot};
 
 /// Diffs a hub may have unhandled. Over it, changes gather longer: the queue to a hub is bounded.
 const MAX_BEHIND: usize = 2;
@@ -27,8 +27,6 @@ pub enum Effect {
     Probe(u64),
     /// Write the whole of the own part.
     WriteAgain { version: u64, seats: Seats },
-    /// Write these of the own seats, which were missing.
-    Repair { version: u64, ops: Vec<Op> },
     /// Publish the roster, and tell the hubs that it can be shown.
     GoLive { roster: Snapshot, diff: Diff },
     /// Publish the roster, then tell the hubs the diff that leads to it.
@@ -75,17 +73,17 @@ impl ChannelCore {
             Told::Read(reading) => self.state.merge(reading),
             Told::ReadAgain => self.state.read_again(),
             Told::WriteAgain => {
-                let (version, seats) = self.state.own();
+                let (version, seats) = self.state.own_to_write();
                 self.asked.push(Effect::WriteAgain { version, seats });
             }
             Told::Away => self.state.go_live(),
             Told::NodeDown(node) => self.state.node_down(node),
             Told::Beaten { versions, missing } => {
                 self.state.compare(&versions);
-                let (version, ops) = self.state.missing(&missing);
-                if !ops.is_empty() {
-                    let missing = ops.len();
-                    self.asked.push(Effect::Repair { version, ops });
+                let missing = self.state.still_taken(&missing);
+                if missing > 0 {
+                    let (version, seats) = self.state.own_to_write();
+                    self.asked.push(Effect::WriteAgain { version, seats });
                     return Noticed::Missing(missing);
                 }
             }

@@ -19,3 +19,9 @@ pub use actor::{Alive, Channel, Detach, Drain, Dropped, Track, Untrack};
 pub use fan::{Fan, HubLink, Live, Meter, Probe, Update};
 pub use registry::{Registry, Shared};
 pub use rosters::{Published, Rosters};
+
+/// What the simulation drives as the actor does.
+#[cfg(test)]
+pub(crate) mod sim {
+    pub use super::core::{Audience, ChannelCore, Effect};
+}

@@ -317,22 +317,22 @@ impl ChannelState {
         (own.version, own.seats.iter().map(|(seat, entry)| (*seat, Arc::clone(entry))).collect())
     }
 
+    /// As [`ChannelState::own`], to be written to a store that may hold something else: under a new version,
+    /// so that nobody who thinks this node dead clears it away, and nothing late undoes it. Also where
+    /// nobody of this node is: an earlier life of the channel may stand there.
+    pub fn own_to_write(&mut self) -> (u64, Vec<(u64, Arc<Entry>)>) {
+        self.roster.renumber(self.ids.number());
+        self.own()
+    }
+
     /// How many own seats are taken, those in grace included.
     pub fn own_seats(&self) -> usize {
         self.roster.own().seats.len()
     }
 
-    /// Of own seats that were missing in the shared store, the entries on those still taken, and the version
-    /// with which to write them: a new one, since somebody may have read the channel without them.
-    pub fn missing(&mut self, seats: &[u64]) -> (u64, Vec<Op>) {
-        let own = &self.roster.own().seats;
-        let entries = seats.iter().filter_map(|seat| Some((*seat, Arc::clone(own.get(seat)?))));
-        let ops = entries.map(|(seat, entry)| Op { seat, user: Arc::clone(&entry.user), entry: Some(entry) });
-        let ops: Vec<Op> = ops.collect();
-        if !ops.is_empty() {
-            self.roster.renew(self.ids.number());
-        }
-        (self.roster.own().version, ops)
+    /// How many of these own seats are still taken.
+    pub fn still_taken(&self, seats: &[u64]) -> usize {
+        seats.iter().filter(|seat| self.roster.own().seats.contains_key(seat)).count()
     }
 
     /// Seats an arrival for which the roster is known well enough.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::Told;
-use crate::presence::{Batch, Entry, NodeId, Op};
+use crate::presence::{Batch, Entry, Ids, NodeId, Op};
 
 /// Writes that may wait for Redis.
 pub const MAX_WRITES: usize = 65_536;
@@ -22,6 +22,9 @@ const MAX_BATCH: usize = 1_000;
 /// Channels that are asked at the same time to write their part again.
 const AT_ONCE: usize = 1_000;
 
+/// Bytes of a part that is announced whole when it is written again.
+const MAX_TOLD_BYTES: usize = 32 * 1024;
+
 /// Seats with who sits on them.
 pub type Seats = Vec<(u64, Arc<Entry>)>;
 
@@ -29,19 +32,17 @@ pub type Seats = Vec<(u64, Arc<Entry>)>;
 #[derive(Clone, Debug)]
 pub enum Write {
     /// The lease, at the beginning of a contact.
-    Lease,
-    /// The lease goes on, where it still exists.
-    Renew { settled: bool },
+    Lease { contact: u64 },
+    /// The lease goes on, where it is still that of this contact.
+    Renew { contact: u64, settled: bool },
     /// Changes of the own part, to be announced as well.
     Changes { channel: Arc<str>, batch: Batch },
     /// The whole of the own part.
     Again { channel: Arc<str>, version: u64, seats: Seats },
-    /// Seats of the own part that were missing.
-    Repair { channel: Arc<str>, version: u64, ops: Vec<Op> },
     /// A heartbeat.
     Beat { channel: Arc<str>, version: u64, seats: Seats },
-    /// The channel has ended here.
-    Close { channel: Arc<str> },
+    /// The channel has ended here: what stands of this node goes, up to `version`.
+    Close { channel: Arc<str>, version: u64 },
     /// In which channels has this node written?
     List { contact: u64 },
     /// Everything of this contact has been queued before.
@@ -54,10 +55,9 @@ impl Write {
         match self {
             Self::Changes { channel, .. }
             | Self::Again { channel, .. }
-            | Self::Repair { channel, .. }
             | Self::Beat { channel, .. }
-            | Self::Close { channel } => Some(channel),
-            Self::Lease | Self::Renew { .. } | Self::List { .. } | Self::Barrier { .. } => None,
+            | Self::Close { channel, .. } => Some(channel),
+            Self::Lease { .. } | Self::Renew { .. } | Self::List { .. } | Self::Barrier { .. } => None,
         }
     }
 
@@ -71,8 +71,10 @@ impl Write {
 #[derive(Clone, Debug)]
 pub enum Reply {
     Done,
-    /// To a renewal: there is no lease of ours.
+    /// To a renewal: there is no lease of this contact.
     NoLease,
+    /// To changes or a heartbeat: what they build on is not there any more.
+    Lost,
     /// To a heartbeat.
     Beaten {
         versions: HashMap<NodeId, u64>,
@@ -86,14 +88,21 @@ pub enum Reply {
 #[derive(Debug, Default)]
 struct Rewriting {
     /// The channels that have yet to be asked.
-    left: Vec<Arc<str>>,
+    left: BTreeSet<Arc<str>>,
     /// Those asked that have not written.
     asked: BTreeSet<Arc<str>>,
 }
 
+impl Rewriting {
+    fn is_due(&self, channel: &Arc<str>) -> bool {
+        self.left.contains(channel) || self.asked.contains(channel)
+    }
+}
+
 /// One node's contact with Redis.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Contact {
+    ids: Ids,
     connected: bool,
     /// Counts the contacts.
     number: u64,
@@ -104,11 +113,30 @@ pub struct Contact {
     queue: VecDeque<Write>,
     /// Whether a write was dropped since the contact began.
     overflowed: bool,
+    /// The contact in which the batch under way was taken.
+    batch: u64,
     rewriting: Option<Rewriting>,
     told: Vec<(Arc<str>, Told)>,
 }
 
 impl Contact {
+    /// The contact of the node whose versions `ids` counts, before there is any.
+    pub fn new(ids: Ids) -> Self {
+        Self {
+            ids,
+            connected: false,
+            number: 0,
+            settled: false,
+            left: false,
+            open: BTreeSet::new(),
+            queue: VecDeque::new(),
+            overflowed: false,
+            batch: 0,
+            rewriting: None,
+            told: Vec::new(),
+        }
+    }
+
     /// `channel` writes from now on.
     pub fn open(&mut self, channel: &Arc<str>) {
         self.open.insert(Arc::clone(channel));
@@ -118,10 +146,11 @@ impl Contact {
     pub fn close(&mut self, channel: &Arc<str>) {
         self.open.remove(channel);
         if let Some(rewriting) = &mut self.rewriting {
-            rewriting.left.retain(|left| left != channel);
+            rewriting.left.remove(channel);
             rewriting.asked.remove(channel);
         }
-        self.write(Write::Close { channel: Arc::clone(channel) });
+        let version = self.ids.number();
+        self.write(Write::Close { channel: Arc::clone(channel), version });
     }
 
     /// Queues a write. False if it was dropped because the queue is full: then everything is written
@@ -130,18 +159,24 @@ impl Contact {
         if self.left || !self.connected {
             return true;
         }
-        if let (Some(rewriting), Write::Again { channel, .. }) = (&mut self.rewriting, &write) {
-            rewriting.asked.remove(channel);
+        if let Some(rewriting) = &mut self.rewriting
+            && let Some(channel) = write.channel()
+        {
+            if matches!(write, Write::Again { .. }) {
+                rewriting.asked.remove(channel);
+            } else if rewriting.is_due(channel) && !matches!(write, Write::Close { .. }) {
+                // It builds on what may be lost, and will be written with everything else.
+                return true;
+            }
         }
-        // A channel in which this node has never had anybody has nothing to write.
-        let queued = matches!(write, Write::Again { version: 0, .. }) || self.push(write);
+        let queued = self.push(write);
         self.rewrite_on();
         queued
     }
 
     /// Queues the renewal of the lease, which says whether everything stands.
     pub fn renew(&mut self) -> bool {
-        self.write(Write::Renew { settled: self.settled })
+        self.write(Write::Renew { contact: self.number, settled: self.settled })
     }
 
     /// The writer has reached Redis, perhaps a new or an emptied one.
@@ -172,6 +207,7 @@ impl Contact {
     /// What to carry out next, in this order: consecutive changes of a channel as one.
     #[must_use]
     pub fn next_batch(&mut self) -> Vec<Write> {
+        self.batch = self.number;
         let some = self.queue.len().min(MAX_BATCH);
         let writes = merged(self.queue.drain(..some));
         self.rewrite_on();
@@ -179,19 +215,23 @@ impl Contact {
     }
 
     /// `writes` were carried out; each was answered with one of `replies`.
-    /// Says whether the lease is gone although everything stood.
+    /// Says whether something of ours was lost although the connection stood.
     pub fn replied(&mut self, writes: Vec<Write>, replies: Vec<Reply>) -> bool {
-        let mut doubted = false;
+        let (mut doubted, mut lost) = (false, false);
         for (write, reply) in writes.into_iter().zip(replies) {
             match (write, reply) {
-                (Write::Renew { .. }, Reply::NoLease) => doubted |= self.doubt(),
+                (Write::Renew { contact, .. }, Reply::NoLease) if contact == self.number => {
+                    doubted |= self.doubt()
+                }
+                (_, Reply::Lost) => lost = true,
                 (Write::Beat { channel, .. }, Reply::Beaten { versions, missing }) => {
                     self.told.push((channel, Told::Beaten { versions, missing }));
                 }
                 (Write::List { contact }, Reply::Listed(written)) if contact == self.number => {
                     for channel in written {
                         if !self.open.contains(&channel) {
-                            self.push(Write::Close { channel });
+                            let version = self.ids.number();
+                            self.push(Write::Close { channel, version });
                         }
                     }
                     self.push(Write::Barrier { contact });
@@ -200,17 +240,19 @@ impl Contact {
                 _ => {}
             }
         }
-        if self.overflowed {
+        // In a contact that has begun since, all of it is written again anyway.
+        if self.overflowed || (lost && self.batch == self.number) {
             self.begin();
         }
-        doubted
+        doubted || lost
     }
 
     /// Queues the end of every channel and nothing from then on: the node leaves for good. When the
     /// contact is settled, all is written.
     pub fn leave(&mut self) {
         for channel in std::mem::take(&mut self.open) {
-            self.queue.push_back(Write::Close { channel });
+            let version = self.ids.number();
+            self.queue.push_back(Write::Close { channel, version });
         }
         self.rewriting = None;
         self.settled = false;
@@ -252,10 +294,11 @@ impl Contact {
         self.number += 1;
         self.settled = false;
         self.overflowed = false;
+        // What is queued builds on what may be lost; only ends are not written again.
+        self.queue.retain(|write| matches!(write, Write::Close { .. }));
         // The lease first: nobody believes the part of a node that they do not know and that has none.
-        self.queue.push_front(Write::Lease);
-        let left = self.open.iter().cloned().collect();
-        self.rewriting = Some(Rewriting { left, asked: BTreeSet::new() });
+        self.queue.push_front(Write::Lease { contact: self.number });
+        self.rewriting = Some(Rewriting { left: self.open.clone(), asked: BTreeSet::new() });
         self.rewrite_on();
     }
 
@@ -263,7 +306,7 @@ impl Contact {
     fn rewrite_on(&mut self) {
         let Some(rewriting) = &mut self.rewriting else { return };
         while rewriting.asked.len() < AT_ONCE && self.queue.len() < MAX_WRITES / 4 {
-            let Some(channel) = rewriting.left.pop() else { break };
+            let Some(channel) = rewriting.left.pop_first() else { break };
             rewriting.asked.insert(Arc::clone(&channel));
             self.told.push((channel, Told::WriteAgain));
         }
@@ -282,6 +325,21 @@ impl Contact {
         }
         room
     }
+}
+
+/// How a part that is written again is announced: whole, if it is small; else by its version alone, and
+/// whoever does not have that version reads the channel.
+pub fn told_of_part(version: u64, seats: &Seats) -> Batch {
+    let bytes: usize = seats.iter().map(|(_, entry)| entry.user.len() + entry.meta.len() + 100).sum();
+    if bytes > MAX_TOLD_BYTES {
+        return Batch { from: version, to: version, ops: Vec::new() };
+    }
+    let taken = |(seat, entry): &(u64, Arc<Entry>)| Op {
+        seat: *seat,
+        user: Arc::clone(&entry.user),
+        entry: Some(Arc::clone(entry)),
+    };
+    Batch { from: 0, to: version, ops: seats.iter().map(taken).collect() }
 }
 
 /// The same writes with consecutive changes of one channel as one. The order within a channel stays.
@@ -331,5 +389,111 @@ impl Merged {
     fn finish(self, channel: Arc<str>) -> Write {
         let batch = Batch { from: self.from, to: self.to, ops: self.ops.into_values().collect() };
         Write::Changes { channel, batch }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contact() -> Contact {
+        Contact::new(Ids::new(NodeId::random()))
+    }
+
+    fn change(channel: &str, from: u64, to: u64) -> Write {
+        Write::Changes { channel: channel.into(), batch: Batch { from, to, ops: Vec::new() } }
+    }
+
+    fn again(channel: &str, version: u64) -> Write {
+        Write::Again { channel: channel.into(), version, seats: Vec::new() }
+    }
+
+    /// Carries out everything as a Redis would that has lost nothing.
+    fn carry_out(contact: &mut Contact) -> Vec<Write> {
+        let mut done = Vec::new();
+        loop {
+            let writes = contact.next_batch();
+            if writes.is_empty() {
+                return done;
+            }
+            let answer = |write: &Write| match write {
+                Write::List { .. } => Reply::Listed(vec!["ended".into()]),
+                _ => Reply::Done,
+            };
+            let replies = writes.iter().map(answer).collect();
+            done.extend(writes.iter().cloned());
+            contact.replied(writes, replies);
+        }
+    }
+
+    #[test]
+    fn a_contact_is_settled_when_every_channel_has_written_and_what_ended_is_cleared() {
+        let mut contact = contact();
+        contact.open(&"a".into());
+        contact.connected();
+        assert!(contact.write(change("a", 1, 2)), "it is written with everything else");
+        assert!(matches!(carry_out(&mut contact)[..], [Write::Lease { contact: 1 }]));
+        assert!(matches!(&contact.take_told()[..], [(channel, Told::WriteAgain)] if &**channel == "a"));
+        assert!(!contact.is_settled());
+        contact.write(again("a", 3));
+        contact.write(change("a", 3, 4));
+        contact.write(change("a", 4, 5));
+        let done = carry_out(&mut contact);
+        assert!(
+            matches!(
+                &done[..],
+                [
+                    Write::Again { version: 3, .. },
+                Write::List { .. },
+                Write::Changes { batch: Batch { from: 3, to: 5, .. }, .. },
+                Write::Close { channel, .. },
+                    Write::Barrier { .. }
+                ] if &**channel == "ended"
+            ),
+            "{done:?}"
+        );
+        assert!(contact.is_settled());
+    }
+
+    #[test]
+    fn what_is_lost_or_runs_over_begins_another_contact_and_an_older_answer_does_not() {
+        let mut contact = contact();
+        contact.connected();
+        carry_out(&mut contact);
+        assert!(contact.is_settled());
+        contact.write(change("a", 1, 2));
+        let writes = contact.next_batch();
+        assert!(contact.doubt(), "the lease is gone");
+        assert!(!contact.doubt(), "known");
+        assert!(contact.replied(writes, vec![Reply::Lost]));
+        assert_eq!(contact.number(), 2, "that was of the contact before");
+        carry_out(&mut contact);
+        contact.write(change("a", 2, 3));
+        let writes = contact.next_batch();
+        contact.replied(writes, vec![Reply::Lost]);
+        assert_eq!((contact.number(), contact.is_settled()), (3, false));
+        carry_out(&mut contact);
+        let queued = (0..MAX_WRITES as u64 + 2).filter(|at| contact.write(change("a", *at, at + 1)));
+        assert_eq!(queued.count(), MAX_WRITES);
+        let writes = contact.next_batch();
+        contact.replied(writes, vec![Reply::Done]);
+        assert_eq!(contact.number(), 4);
+        assert!(contact.waiting() < 3, "all of it is written again");
+    }
+
+    #[test]
+    fn while_redis_is_away_nothing_is_queued_and_who_leaves_queues_nothing_more() {
+        let mut contact = contact();
+        contact.write(change("a", 1, 2));
+        assert_eq!(contact.waiting(), 0);
+        contact.open(&"a".into());
+        contact.connected();
+        contact.leave();
+        contact.write(change("a", 2, 3));
+        let done = carry_out(&mut contact);
+        let [Write::Lease { .. }, Write::Close { .. }, Write::Barrier { .. }] = &done[..] else {
+            panic!("{done:?}")
+        };
+        assert!(contact.is_settled() && contact.has_left());
     }
 }

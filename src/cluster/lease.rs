@@ -55,8 +55,20 @@ async fn look(bus: &Bus) -> Result<Vec<NodeId>, RedisError> {
     members.arg(keys::NODES);
     let listed: Vec<String> = bus.pool.query(&members).await?;
     let listed: BTreeSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
-    let alive = reader::alive(bus, &bus.leases_to_ask(&listed)).await?;
-    Ok(bus.judge(&listed, alive))
+    let asked = bus.leases_to_ask(&listed);
+    let alive = reader::alive(bus, &asked).await?;
+    keep_lists(bus, listed.difference(&alive)).await?;
+    Ok(bus.judge(&listed, &asked, alive))
+}
+
+/// Keeps the lists of the channels of dead nodes for whoever cleans up, who may not judge yet: a user who is
+/// on another node too keeps a dead node's fields alive, and they must be found.
+async fn keep_lists(bus: &Bus, dead: impl Iterator<Item = &NodeId>) -> Result<(), RedisError> {
+    let mut pipeline = redis::pipe();
+    for node in dead {
+        pipeline.expire(keys::channels(*node), bus.presence_ttl.as_secs() as i64).ignore();
+    }
+    if pipeline.is_empty() { Ok(()) } else { bus.pool.pipeline(&pipeline).await }
 }
 
 /// Gives the lease back at the end of a node's life and takes the node out of the list.
@@ -65,8 +77,9 @@ async fn give_back(bus: &Bus) -> Result<(), RedisError> {
     pipeline.del(keys::lease(bus.node)).ignore();
     pipeline.del(keys::channels(bus.node)).ignore();
     pipeline.srem(keys::NODES, bus.node.to_string()).ignore();
-    pipeline.publish(keys::NODES_TOPIC, bus.node.to_string()).ignore();
-    bus.pool.pipeline::<()>(&pipeline).await
+    bus.pool.pipeline::<()>(&pipeline).await?;
+    // In a cluster the commands of a pipeline may overtake each other: who hears this must find no lease.
+    bus.pool.query(redis::cmd("PUBLISH").arg(keys::NODES_TOPIC).arg(bus.node.to_string())).await
 }
 
 /// In a task of its own, one for each node: however much there is to clean, this node's own lease
@@ -100,26 +113,37 @@ async fn clean_up_alone(bus: &Bus, node: NodeId) -> Result<bool, RedisError> {
     if !lock.try_acquire().await.unwrap_or(false) {
         return Ok(false);
     }
-    let cleaned = clean_up(bus, node, &mut lock).await;
+    // Another survivor that has just started, and so judges nobody yet, learns it now.
+    let told = redis::cmd("PUBLISH").arg(keys::NODES_TOPIC).arg(node.to_string()).to_owned();
+    let cleaned = match bus.pool.query::<()>(&told).await {
+        Ok(()) => clean_up(bus, node, &mut lock).await,
+        Err(error) => Err(error),
+    };
     // Left to its time if Redis is away now.
     let _ = lock.release().await;
     cleaned
 }
 
-/// Takes everything of `node` out of Redis, some channels at a time. What a user's index still says is
-/// checked by readers.
+/// Takes everything of `node` out of Redis, some channels at a time; false if it lives. First its versions
+/// are read, then its lease is looked for: should it come back after that, it writes newer versions, and
+/// those are left alone. What a user's index still says is checked by readers.
 async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result<bool, RedisError> {
     let mut members = redis::cmd("SMEMBERS");
     members.arg(keys::channels(node));
     let channels: Vec<String> = bus.pool.query(&members).await?;
     for some in channels.chunks(CLEAN_UP_CHUNK) {
-        // Trying again while it is held makes it last; and a node that is back must be left alone.
-        if !bus.is_buried(node) || !lock.try_acquire().await.unwrap_or(false) {
+        let mut versions = redis::pipe();
+        for channel in some {
+            versions.hget(bus.keys.versions(channel), node.to_string());
+        }
+        let versions: Vec<Option<u64>> = bus.pool.pipeline(&versions).await?;
+        // Trying again while it is held makes it last.
+        if !reader::alive(bus, &[node]).await?.is_empty() || !lock.try_acquire().await.unwrap_or(false) {
             return Ok(false);
         }
         let mut clear = redis::pipe();
-        for channel in some {
-            clear.invoke_script(&pipeline::clearing(bus, node, channel));
+        for (channel, version) in some.iter().zip(versions) {
+            clear.invoke_script(&pipeline::clearing(bus, node, channel, version.unwrap_or(0)));
         }
         let removed: Vec<Vec<(String, String)>> = bus.pool.pipeline(&clear).await?;
         let mut index = redis::pipe();
@@ -130,6 +154,9 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
         if !index.is_empty() {
             bus.pool.pipeline::<()>(&index).await?;
         }
+    }
+    if !reader::alive(bus, &[node]).await?.is_empty() {
+        return Ok(false);
     }
     let mut pipeline = redis::pipe();
     pipeline.del(keys::channels(node)).ignore();

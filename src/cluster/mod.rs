@@ -13,19 +13,19 @@
 //! same code runs with [`Cluster::Local`], whose other nodes never say anything.
 
 mod bus;
-mod contact;
-mod keys;
+pub(crate) mod contact;
+pub(crate) mod keys;
 mod lease;
 mod link;
 mod local;
-mod nodes;
+pub(crate) mod nodes;
 mod pipeline;
 mod reader;
-mod reading;
+pub(crate) mod reading;
 mod scripts;
 mod subscriber;
-mod topics;
-mod wire;
+pub(crate) mod topics;
+pub(crate) mod wire;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -35,9 +35,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
-use crate::config::Secret;
 use crate::metrics::Metrics;
-use crate::presence::{Batch, NodeId, Op, Reading, Snapshot};
+use crate::presence::{Batch, Ids, NodeId, Reading, Snapshot};
 use crate::redis_pool::RedisPool;
 
 use bus::Bus;
@@ -138,17 +137,17 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts the tasks that speak with Redis, on `arbiter`. Redis need not be there yet.
+    /// Starts the tasks that speak with Redis for the node of `ids`, on `arbiter`. Redis need not be there
+    /// yet.
     pub fn start(
-        node: NodeId,
-        url: Secret,
+        ids: Ids,
         pool: RedisPool,
         ttls: Ttls,
         metrics: Arc<Metrics>,
         revoked: RevokedFn,
         arbiter: ArbiterHandle,
     ) -> Self {
-        let bus = Arc::new(Bus::new(node, url, pool, metrics, ttls));
+        let bus = Arc::new(Bus::new(ids, pool, metrics, ttls));
         arbiter.spawn(writer::run(Arc::clone(&bus)));
         arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));
         arbiter.spawn(lease::run(Arc::clone(&bus)));
@@ -232,13 +231,6 @@ impl Cluster {
     pub fn write_again(&self, channel: &Arc<str>, version: u64, seats: Seats) {
         if let Self::Redis(redis) = self {
             redis.bus.write(Write::Again { channel: Arc::clone(channel), version, seats });
-        }
-    }
-
-    /// Writes seats of the own part that were missing.
-    pub fn repair(&self, channel: &Arc<str>, version: u64, ops: Vec<Op>) {
-        if let Self::Redis(redis) = self {
-            redis.bus.write(Write::Repair { channel: Arc::clone(channel), version, ops });
         }
     }
 

@@ -33,8 +33,8 @@ pub struct Nodes {
     /// The writer's contact in which was looked last.
     contact: u64,
     judge_from: Instant,
-    /// The nodes that were seen alive. Another survivor may clean up after one, and take it off the
-    /// list, before this node has looked.
+    /// The nodes that were seen alive, or of which somebody here knows something. Another survivor may
+    /// clean up after one, or it may leave, and be off the list before this node has looked.
     seen: BTreeSet<NodeId>,
     /// The nodes that are dead: nothing late of theirs is believed.
     buried: BTreeSet<NodeId>,
@@ -53,10 +53,19 @@ impl Nodes {
         listed.union(&self.seen).copied().filter(|node| *node != self.me).chain([self.me]).collect()
     }
 
-    /// Of the nodes in [`Nodes::to_ask`], `alive` hold a lease; so it was found in `contact`.
+    /// Something of `node` is known here: its end must be noticed.
+    pub fn note(&mut self, node: NodeId) {
+        if node != self.me && !self.buried.contains(&node) {
+            self.seen.insert(node);
+        }
+    }
+
+    /// Of the nodes that were `asked` about ([`Nodes::to_ask`]), `alive` hold a lease; so it was found in
+    /// `contact`. `listed` are those that may have left things in Redis.
     pub fn judge(
         &mut self,
         listed: &BTreeSet<NodeId>,
+        asked: &[NodeId],
         mut alive: BTreeSet<NodeId>,
         contact: u64,
         now: Instant,
@@ -75,8 +84,7 @@ impl Nodes {
             verdicts.push(Verdict::Back(back));
         }
         if now >= self.judge_from {
-            let asked = self.to_ask(listed);
-            for node in asked.into_iter().filter(|node| *node != self.me && !alive.contains(node)) {
+            for node in asked.iter().copied().filter(|node| *node != self.me && !alive.contains(node)) {
                 self.seen.remove(&node);
                 if self.buried.insert(node) {
                     verdicts.push(Verdict::Gone(node));
@@ -123,16 +131,35 @@ mod tests {
         let mut nodes = Nodes::new(me, ttl, start);
         let (both, own) = (BTreeSet::from([me, other]), BTreeSet::from([me]));
         let later = start + ttl * 2;
-        assert_eq!(nodes.judge(&both, both.clone(), 1, start), []);
-        assert_eq!(nodes.judge(&both, BTreeSet::new(), 1, later), [Verdict::Doubt]);
-        assert_eq!(nodes.judge(&both, own.clone(), 1, later), [], "it rests after doubt");
-        assert_eq!(nodes.judge(&both, own.clone(), 2, later + ttl), [], "and after a new contact");
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), 1, start), []);
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), BTreeSet::new(), 1, later), [Verdict::Doubt]);
+        assert_eq!(
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 1, later),
+            [],
+            "it rests after doubt"
+        );
+        assert_eq!(
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 2, later + ttl),
+            [],
+            "and after a new contact"
+        );
         nodes.rest(later + ttl * 2);
-        assert_eq!(nodes.judge(&both, own.clone(), 2, later + ttl * 2), [], "and after an outage");
+        assert_eq!(
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 2, later + ttl * 2),
+            [],
+            "and after an outage"
+        );
         let dead = [Verdict::Gone(other), Verdict::CleanUp(other)];
-        assert_eq!(nodes.judge(&both, own.clone(), 2, later + ttl * 3), dead);
-        assert_eq!(nodes.judge(&own, own.clone(), 2, later + ttl * 3), [], "cleaned up by somebody");
-        assert_eq!(nodes.judge(&both, both.clone(), 2, later + ttl * 3), [Verdict::Back(vec![other])]);
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 2, later + ttl * 3), dead);
+        assert_eq!(
+            nodes.judge(&own, &nodes.to_ask(&own), own.clone(), 2, later + ttl * 3),
+            [],
+            "cleaned up by somebody"
+        );
+        assert_eq!(
+            nodes.judge(&both, &nodes.to_ask(&both), both.clone(), 2, later + ttl * 3),
+            [Verdict::Back(vec![other])]
+        );
         assert!(!nodes.is_buried(other));
     }
 
@@ -142,8 +169,8 @@ mod tests {
         let start = Instant::now();
         let mut nodes = Nodes::new(me, Duration::ZERO, start);
         let (both, own) = (BTreeSet::from([me, other]), BTreeSet::from([me]));
-        assert_eq!(nodes.judge(&both, both.clone(), 0, start), []);
-        assert_eq!(nodes.judge(&own, own.clone(), 0, start), [Verdict::Gone(other)]);
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), 0, start), []);
+        assert_eq!(nodes.judge(&own, &nodes.to_ask(&own), own.clone(), 0, start), [Verdict::Gone(other)]);
         assert!(!nodes.left(other), "known");
     }
 }

@@ -10,14 +10,14 @@ use redis::{Cmd, Pipeline, Script, ScriptInvocation, Value};
 
 use super::bus::Bus;
 use super::contact::{Reply, Seats, Write};
-use super::{keys, scripts, wire};
-use crate::keys::encode;
+use super::{contact, keys, scripts, wire};
 use crate::presence::{Batch, NodeId, Op};
 
 /// Seats in one script call, so that none holds Redis up for long.
 const CHUNK: usize = 500;
-/// Everything own stands in Redis: what of this node is not there does not exist.
-pub const SETTLED: &str = "settled";
+/// Everything own stands in Redis: what of this node is not there does not exist. The replication histories
+/// in which it was written follow, so that it is not believed of a server that has another.
+const SETTLED: &str = "settled";
 /// This node is still writing.
 const WRITING: &str = "writing";
 
@@ -26,6 +26,7 @@ enum Expected {
     /// Nothing that matters.
     Done,
     Renewed(usize),
+    Applied(usize),
     Beaten {
         first_reply: usize,
         seats: Vec<u64>,
@@ -60,26 +61,25 @@ impl Encoded {
 
     fn write(&mut self, bus: &Bus, write: &Write) -> Expected {
         match write {
-            Write::Lease => {
+            Write::Lease { contact } => {
                 let ttl = bus.node_ttl.as_millis() as u64;
-                self.pipeline.pset_ex(keys::lease(bus.node), WRITING, ttl).ignore();
+                self.pipeline.pset_ex(keys::lease(bus.node), format!("{WRITING} {contact}"), ttl).ignore();
                 self.list_node(bus);
             }
-            Write::Renew { settled } => {
-                let at = self.command(&renewal(bus, *settled));
+            Write::Renew { contact, settled } => {
+                let mut call = scripts::RENEW.prepare_invoke();
+                call.key(keys::lease(bus.node)).arg(*contact).arg(if *settled { SETTLED } else { WRITING });
+                call.arg(bus.node_ttl.as_millis() as u64).arg(bus.histories());
+                self.script(&call);
+                let renewed = Expected::Renewed(self.replies - 1);
                 self.list_node(bus);
-                return Expected::Renewed(at);
+                return renewed;
             }
-            Write::Changes { channel, batch } => self.changes(bus, channel, batch),
+            Write::Changes { channel, batch } => return self.changes(bus, channel, batch),
             Write::Again { channel, version, seats } => self.rewrite(bus, channel, *version, seats),
-            Write::Repair { channel, version, ops } => {
-                for chunk in ops.chunks(CHUNK) {
-                    self.apply(bus, channel, *version, chunk, "");
-                }
-            }
             Write::Beat { channel, version, seats } => return self.beat(bus, channel, *version, seats),
-            Write::Close { channel } => {
-                self.script(&clearing(bus, bus.node, channel));
+            Write::Close { channel, version } => {
+                self.script(&clearing(bus, bus.node, channel, *version));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&**channel).ignore();
             }
             Write::List { .. } => {
@@ -92,22 +92,26 @@ impl Encoded {
         Expected::Done
     }
 
-    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch) {
+    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch) -> Expected {
         match wire::announcement(bus.node, batch) {
             Ok(message) => {
-                self.apply(bus, channel, batch.to, &batch.ops, &message);
+                self.apply(bus, channel, batch, &message);
+                let applied = Expected::Applied(self.replies - 1);
                 self.list(bus, channel);
+                applied
             }
-            Err(error) => tracing::error!(channel, %error, "a change could not be announced"),
+            Err(error) => {
+                tracing::error!(channel, %error, "a change could not be announced");
+                Expected::Done
+            }
         }
     }
 
     /// Keeps this node listed, and the list of its channels, as long as presence keys live.
     fn list_node(&mut self, bus: &Bus) {
-        let presence_ttl = bus.presence_ttl.as_secs() as i64;
         self.pipeline.sadd(keys::NODES, bus.node.to_string()).ignore();
-        self.pipeline.expire(keys::NODES, presence_ttl).ignore();
-        self.pipeline.expire(keys::channels(bus.node), presence_ttl).ignore();
+        self.pipeline.expire(keys::NODES, bus.presence_ttl.as_secs() as i64).ignore();
+        self.pipeline.expire(keys::channels(bus.node), bus.presence_ttl.as_secs() as i64).ignore();
     }
 
     /// A command whose reply matters: which of the replies it is.
@@ -117,16 +121,15 @@ impl Encoded {
         self.replies - 1
     }
 
-    fn apply(&mut self, bus: &Bus, channel: &str, version: u64, ops: &[Op], message: &str) {
-        let prefix = keys::user_prefix(channel);
+    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, message: &str) {
         let mut call = scripts::APPLY.prepare_invoke();
-        call.key(keys::users(channel)).key(keys::versions(channel));
-        call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(version);
-        call.arg(keys::topic(channel)).arg(message);
-        for op in ops {
+        call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
+        call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(batch.to);
+        call.arg(bus.keys.topic(channel)).arg(message).arg(batch.from);
+        for op in &batch.ops {
             let value = op.entry.as_ref().map_or(Ok(String::new()), |entry| wire::value(bus.node, entry));
             let Ok(value) = value else { continue };
-            let hash = format!("{prefix}{}", encode(&op.user));
+            let hash = bus.keys.user(channel, &op.user);
             // The seat that this one was taken over from goes at once: its holder may be dead.
             if let Some(origin) = op.entry.as_ref().and_then(|entry| entry.origin.as_deref()) {
                 let over = keys::field(origin.over.node, origin.over.number);
@@ -139,17 +142,14 @@ impl Encoded {
     }
 
     fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) {
-        if version == 0 {
-            return;
-        }
-        // Nothing in it but the version: whoever does not have that version reads the channel.
-        let touched = wire::announcement(bus.node, &Batch { from: version, to: version, ops: Vec::new() });
+        let told = wire::announcement(bus.node, &contact::told_of_part(version, seats));
         let mut call = scripts::REWRITE.prepare_invoke();
-        call.key(keys::users(channel)).key(keys::versions(channel));
+        call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(version);
-        call.arg(keys::topic(channel)).arg(touched.unwrap_or_default()).arg(keys::user_prefix(channel));
+        call.arg(bus.keys.topic(channel)).arg(told.unwrap_or_default()).arg(bus.keys.user_prefix(channel));
         for (seat, entry) in seats {
             let Ok(value) = wire::value(bus.node, entry) else { continue };
+            call.key(bus.keys.user(channel, &entry.user));
             call.arg(&*entry.user).arg(keys::field(bus.node, *seat)).arg(value);
             let op = Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(Arc::clone(entry)) };
             self.index(bus, channel, &op);
@@ -159,18 +159,17 @@ impl Encoded {
     }
 
     fn beat(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) -> Expected {
-        let prefix = keys::user_prefix(channel);
         let first_reply = self.replies;
         // At least one call, also where nobody of ours is in: it says what the others have.
         let mut chunks = seats.chunks(CHUNK);
         let mut chunk = chunks.next().unwrap_or_default();
         loop {
             let mut call = scripts::BEAT.prepare_invoke();
-            call.key(keys::users(channel)).key(keys::versions(channel));
+            call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
             call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string());
-            call.arg(if version == 0 { String::new() } else { version.to_string() });
+            call.arg(version);
             for (seat, entry) in chunk {
-                call.key(format!("{prefix}{}", encode(&entry.user)));
+                call.key(bus.keys.user(channel, &entry.user));
                 call.arg(&*entry.user).arg(keys::field(bus.node, *seat));
                 let op = Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(Arc::clone(entry)) };
                 self.index(bus, channel, &op);
@@ -205,7 +204,7 @@ impl Encoded {
     fn list(&mut self, bus: &Bus, channel: &str) {
         let key = keys::channels(bus.node);
         self.pipeline.cmd("SADD").arg(&key).arg(channel).ignore();
-        self.pipeline.cmd("EXPIRE").arg(&key).arg(bus.presence_ttl.as_secs()).ignore();
+        self.pipeline.cmd("EXPIRE").arg(&key).arg(bus.presence_ttl.as_secs() as i64).ignore();
     }
 
     fn script(&mut self, call: &ScriptInvocation<'_>) {
@@ -218,8 +217,9 @@ impl Expected {
     fn decode(self, replies: &[Value]) -> Reply {
         match self {
             Self::Done => Reply::Done,
-            Self::Renewed(at) if matches!(replies.get(at), Some(Value::Nil)) => Reply::NoLease,
-            Self::Renewed(_) => Reply::Done,
+            Self::Renewed(at) if matches!(replies.get(at), Some(Value::Int(0))) => Reply::NoLease,
+            Self::Applied(at) if matches!(replies.get(at), Some(Value::Int(-1))) => Reply::Lost,
+            Self::Renewed(_) | Self::Applied(_) => Reply::Done,
             Self::Listed(at) => {
                 let listed = replies.get(at).and_then(|reply| redis::from_redis_value_ref(reply).ok());
                 listed.map_or(Reply::Done, |listed: Vec<String>| {
@@ -238,7 +238,11 @@ fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<R
     let (mut versions, mut missing) = (HashMap::new(), Vec::new());
     for at in 0..chunks {
         let reply = replies.get(first_reply + at)?;
-        let (gone, found): (Vec<usize>, Vec<(String, u64)>) = redis::from_redis_value_ref(reply).ok()?;
+        let (gone, found, lost): (Vec<usize>, Vec<(String, u64)>, u8) =
+            redis::from_redis_value_ref(reply).ok()?;
+        if lost == 1 {
+            return Some(Reply::Lost);
+        }
         missing.extend(gone.iter().filter_map(|n| seats.get(at * CHUNK + n.checked_sub(1)?)));
         versions =
             found.into_iter().filter_map(|(node, v)| Some((node.parse::<NodeId>().ok()?, v))).collect();
@@ -246,20 +250,38 @@ fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<R
     Some(Reply::Beaten { versions, missing })
 }
 
-/// Makes the lease last. Answers nil, and does nothing, if there is none.
-fn renewal(bus: &Bus, settled: bool) -> Cmd {
-    let mut set = redis::cmd("SET");
-    set.arg(keys::lease(bus.node)).arg(if settled { SETTLED } else { WRITING });
-    set.arg("PX").arg(bus.node_ttl.as_millis() as u64).arg("XX");
-    set
+/// Whether `lease` says that everything of its node stands in `history`.
+pub fn is_settled_in(lease: Option<&str>, history: &str) -> bool {
+    let mut words = lease.unwrap_or_default().split(' ');
+    words.next() == Some(SETTLED) && words.nth(1).is_some_and(|all| all.split(',').any(|one| one == history))
 }
 
-/// Takes everything of `node` out of `channel`. Answers what was there: user, field, user, field, …
-pub fn clearing(bus: &Bus, node: NodeId, channel: &str) -> ScriptInvocation<'static> {
-    let script: &'static Script = &scripts::REWRITE;
+/// Takes everything of `node` out of `channel`, if its part there is not newer than `version`. Answers what
+/// was there: user, field, user, field, …
+pub fn clearing(bus: &Bus, node: NodeId, channel: &str, version: u64) -> ScriptInvocation<'static> {
+    let script: &'static Script = &scripts::CLEAR;
     let mut call = script.prepare_invoke();
-    call.key(keys::users(channel)).key(keys::versions(channel));
-    call.arg(bus.presence_ttl.as_secs()).arg(node.to_string()).arg("");
-    call.arg(keys::topic(channel)).arg("").arg(keys::user_prefix(channel));
+    call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
+    call.arg(node.to_string()).arg(version).arg(bus.keys.user_prefix(channel));
     call
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_believed_only_in_the_history_that_it_names() {
+        assert!(is_settled_in(Some("settled 7 a,b"), "b"));
+        for (lease, history) in [
+            (None, "a"),
+            (Some("writing 7 a"), "a"),
+            (Some("settled 7"), ""),
+            (Some("settled 7 "), "a"),
+            (Some("settled 7 a,b"), "c"),
+            (Some("settled 7 ab"), "a"),
+        ] {
+            assert!(!is_settled_in(lease, history), "{lease:?} {history}");
+        }
+    }
 }

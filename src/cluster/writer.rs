@@ -4,10 +4,10 @@
 //! large batches when busy. A write that fails, times out or is dropped is not tried again by itself:
 //! a new contact begins (see [`super::contact`]), in which everything own is written again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
@@ -15,6 +15,7 @@ use super::bus::Bus;
 use super::contact::Write;
 use super::pipeline::Encoded;
 use super::{link, scripts};
+use crate::redis_pool::Connection;
 
 /// How long a pipeline may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,10 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(bus: Arc<Bus>) {
     let mut pause = link::Pause::default();
     loop {
-        match link::commands(&bus.url).await {
+        match bus.pool.servers().connect(None).await {
             Ok(connection) => {
-                let reason = Writer { bus: &bus, connection }.serve(&mut pause).await;
-                bus.set_writer_up(false);
+                let reason =
+                    Writer { bus: &bus, connection, histories: BTreeSet::new() }.serve(&mut pause).await;
+                bus.disconnected();
+                bus.pool.servers().note_problem(reason);
                 tracing::debug!(reason, "contact with Redis ended");
             }
             Err(error) => tracing::debug!(%error, "no connection for presence writes"),
@@ -37,7 +40,9 @@ pub async fn run(bus: Arc<Bus>) {
 
 struct Writer<'a> {
     bus: &'a Bus,
-    connection: MultiplexedConnection,
+    connection: Connection,
+    /// The replication histories in which everything of this contact is written.
+    histories: BTreeSet<String>,
 }
 
 /// Why a pipeline failed.
@@ -50,10 +55,20 @@ enum Failure {
 
 impl Writer<'_> {
     async fn serve(&mut self, pause: &mut link::Pause) -> &'static str {
-        if !self.load_scripts().await {
+        // In a cluster of which a part is away the lease must be set all the same, or the others, which may
+        // have less to write there, would say goodbye to this node.
+        let can_wait = self.bus.keys.is_tagged();
+        if !self.load_scripts().await && !can_wait {
             return "could not load the scripts";
         }
-        self.bus.set_writer_up(true);
+        let histories = match self.histories().await {
+            Some(histories) => histories,
+            None if can_wait => BTreeSet::new(),
+            None => return "could not ask for the replication history",
+        };
+        self.bus.set_histories(&histories);
+        self.histories = histories;
+        self.bus.connected();
         loop {
             let writes = self.bus.next_batch();
             if writes.is_empty() {
@@ -65,12 +80,13 @@ impl Writer<'_> {
                 return reason;
             }
             pause.reset();
+            self.bus.set_writer_up(true);
         }
     }
 
     async fn load_scripts(&mut self) -> bool {
-        for script in [&*scripts::APPLY, &*scripts::REWRITE, &*scripts::BEAT] {
-            if !matches!(timeout(PATIENCE, script.load_async(&mut self.connection)).await, Ok(Ok(_))) {
+        for script in scripts::LOADED {
+            if !matches!(timeout(PATIENCE, script().load_async(&mut self.connection)).await, Ok(Ok(_))) {
                 return false;
             }
         }
@@ -90,6 +106,10 @@ impl Writer<'_> {
             }
             other => other,
         };
+        // Once a second, and before it is said that something stands which may have been lost.
+        if writes.iter().any(|write| matches!(write, Write::Renew { .. })) {
+            self.look_around().await?;
+        }
         match replies {
             Ok(replies) => self.bus.replied(writes, encoded.decode(&replies)),
             Err(Failure::Lost(reason)) => return Err(reason),
@@ -97,6 +117,27 @@ impl Writer<'_> {
         }
         self.bus.metrics.redis_batch_seconds.observe(started.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// Whether what was written is still with the servers that are written to.
+    async fn look_around(&mut self) -> Result<(), &'static str> {
+        if !self.bus.pool.servers().is_current(&self.connection) {
+            return Err("the sentinels name another primary");
+        }
+        let Some(histories) = self.histories().await else {
+            return Err("could not ask for the replication history");
+        };
+        if self.histories.is_empty() || !histories.is_superset(&self.histories) {
+            // A replica took over, or a server came back with what it had on disk.
+            return Err("Redis has another replication history");
+        }
+        self.bus.set_histories(&histories);
+        self.histories = histories;
+        Ok(())
+    }
+
+    async fn histories(&mut self) -> Option<BTreeSet<String>> {
+        timeout(PATIENCE, self.connection.histories()).await.ok()?.ok()
     }
 
     async fn execute(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
@@ -117,10 +158,14 @@ impl Writer<'_> {
                 Err(error)
                     if matches!(
                         error.code(),
-                        Some("READONLY" | "LOADING" | "MASTERDOWN" | "MISCONF" | "OOM")
+                        Some("READONLY" | "LOADING" | "MASTERDOWN" | "MISCONF" | "OOM" | "NOREPLICAS")
                     ) =>
                 {
                     Err(Failure::Lost("the server cannot be written to"))
+                }
+                // Of a channel whose slot is moving, the script met a key that is on the other server.
+                Err(error) if error.detail().is_some_and(|detail| detail.contains("non local key")) => {
+                    Err(Failure::Lost("a slot of the cluster is moving"))
                 }
                 Err(error) => {
                     tracing::error!(code = error.code(), "Redis refused a presence write");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::channel::Published;
 use crate::cluster::{LocalCluster, RedisCluster, Ttls};
-use crate::config::{Args, Secret};
+use crate::config::Args;
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::presence::{Entry, Ids, Roster};
@@ -377,7 +377,6 @@ async fn long_polling_is_refused_without_json() {
 
 /// A cluster whose Redis cannot be reached.
 fn away(state: &AppState) -> Cluster {
-    let url = Secret::new("redis://127.0.0.1:1");
     let ttls = Ttls {
         presence: state.config.presence_ttl,
         node: state.config.node_ttl,
@@ -385,7 +384,8 @@ fn away(state: &AppState) -> Cluster {
     };
     let arbiter = actix::Arbiter::new().handle();
     let metrics = Arc::clone(&state.metrics);
-    Cluster::Redis(RedisCluster::start(state.node, url, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
+    let ids = Ids::new(state.node);
+    Cluster::Redis(RedisCluster::start(ids, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
 }
 
 #[actix_web::test]

@@ -31,7 +31,7 @@ pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
 pub use frames::{close, close_echo, ping, pong, text};
 pub use line::Line;
 pub use outbox::{ConnId, Ended, Outbox};
-use viewers::Viewers;
+pub use viewers::Viewers;
 
 /// The hub as the connections of its thread hold it.
 pub type SharedHub = Rc<RefCell<Hub>>;

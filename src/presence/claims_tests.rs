@@ -197,7 +197,7 @@ impl World {
         let node = &mut self.nodes[at];
         let part = self.store.entry(node.ids.node()).or_default();
         if part.seats != node.roster.own().seats {
-            node.roster.renew(node.ids.number());
+            node.roster.renumber(node.ids.number());
             *part = node.roster.own().clone();
         }
         let (me, known) = (node.ids.node(), node.roster.known());

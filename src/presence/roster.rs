@@ -141,6 +141,11 @@ impl Roster {
         self.others.iter().filter(|(_, part)| !part.seats.is_empty()).map(|(node, _)| *node)
     }
 
+    /// Gives the own part a new version, as it is: to be told whole, whatever anybody holds of it.
+    pub fn renumber(&mut self, version: u64) {
+        self.own.version = version;
+    }
+
     /// The seats of `user` that are shown, the oldest first.
     pub fn sittings(&self, user: &str) -> impl Iterator<Item = Sitting<'_>> {
         let seats = self.members.get(user).map_or(&[][..], |member| &member.seats);
@@ -191,12 +196,6 @@ impl Roster {
         Some(self.set(self.me, seat, None, Cause::Word))
     }
 
-    /// The own part goes to `version` as it is: the store held less of it than it should, so whoever read it
-    /// there must read it again.
-    pub fn renew(&mut self, version: u64) {
-        self.own.version = version;
-    }
-
     /// Takes in what `node` said of itself.
     pub fn hear(&mut self, node: NodeId, batch: &Batch) -> Heard {
         if node == self.me {
@@ -211,8 +210,11 @@ impl Roster {
         }
         // A batch that overlaps what is known ends, for every seat it names, in a state at least as
         // new as ours; seats it does not name did not change after `known`.
-        let begins = batch.from == 0 && known != 0;
-        let mut changes = if begins { self.clear(node, Cause::Word) } else { Vec::new() };
+        if batch.from == 0 {
+            let seats = batch.ops.iter().filter_map(|op| Some((op.seat, Arc::clone(op.entry.as_ref()?))));
+            return Heard::Applied(self.replace(node, Part { version: batch.to, seats: seats.collect() }));
+        }
+        let mut changes = Vec::new();
         for op in &batch.ops {
             self.take(node, op.seat, op.entry.clone(), &mut changes);
         }
