@@ -79,8 +79,8 @@ async function sees(page, users) {
   await until(async () => (await roster(page)).join() === expected, `sees ${expected}`, WAIT, () => roster(page))
   await until(async () => (await at(page, "online-count").textContent()) === String(users.length), "counts them", WAIT)
 }
-/** Whatever was to be animated has been. */
-const isStill = (page) => page.waitForFunction(() => document.getAnimations().length === 0 && !document.querySelector(".coming, .going, .changed"))
+/** No tile comes, goes or glows any more. */
+const isStill = (page) => page.waitForFunction(() => !document.querySelector("#wall :is(.coming, .going, .changed)"))
 /** A page full of people, `[name, status, availability]`: it uses the client alone. */
 async function crowd(channel, people) {
   const page = await (await someone()).newPage()
