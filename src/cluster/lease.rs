@@ -27,7 +27,7 @@ type Cleaning = Arc<Mutex<HashSet<NodeId>>>;
 
 /// Keeps the lease and watches the others' until the node leaves.
 pub async fn run(bus: Arc<Bus>) {
-    let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
+    let mut ticks = interval(renewed_every(&bus));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let cleaning = Cleaning::default();
     loop {
@@ -47,6 +47,11 @@ pub async fn run(bus: Arc<Bus>) {
             Err(_) => bus.rest_judgement(),
         }
     }
+}
+
+/// How often leases are renewed.
+pub fn renewed_every(bus: &Bus) -> Duration {
+    LOOK_EVERY.min(bus.node_ttl / 3)
 }
 
 /// Looks at all leases; returns the dead nodes that have left things in Redis.

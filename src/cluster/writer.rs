@@ -34,7 +34,10 @@ pub async fn run(bus: Arc<Bus>) {
                 bus.pool.servers().note_problem(reason);
                 tracing::debug!(reason, "contact with Redis ended");
             }
-            Err(error) => tracing::debug!(%error, "no connection for presence writes"),
+            Err(error) => {
+                tracing::debug!(%error, "no connection for presence writes");
+                bus.note_unreachable();
+            }
         }
         sleep(pause.next()).await;
     }
