@@ -17,7 +17,7 @@ export const GRACE_ACROSS_NODES = false
 /** How long a join may take to be seen everywhere. The first of a channel is at once, under churn they share diffs. */
 const VISIBLE = 1000
 /** A server that closes a socket knows of it before the client does. */
-const EARLY = { drop: 50, closed: 1000 }
+const EARLY = { drop: 50, closed: 300 }
 
 export class Audit {
   faults = []
@@ -62,7 +62,7 @@ export class Audit {
     for (const { out, by } of times) {
       if (this.#tookOver(view, seat, out, by)) continue
       const why = out === null ? null : this.#falseLeave(seat, out)
-      if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why}`)
+      if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})`)
     }
     // Refs too: a leave and a join of the same connection in one diff would else go unseen.
     for (const { at: when, what } of refTimes) {
@@ -84,11 +84,10 @@ export class Audit {
   #falseLeave({ spans }, out) {
     const last = spans.findLastIndex((span) => span.ended && span.ended.at <= out)
     if (last < 0) return "was connected all the time"
-    const { ended, node } = spans[last]
+    const { ended } = spans[last]
     if (ended.how === "leave" || ended.how === "kill") return this.truth.cameBack(spans, last) && ended.how === "kill" ? "had come back elsewhere" : null
     if (this.truth.cameBack(spans, last)) return "came back within the grace"
-    const early = node.draining ? Infinity : EARLY[ended.how]
-    if (out < ended.at + this.truth.grace - early) return `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left`
+    if (out < ended.at + this.truth.grace - EARLY[ended.how]) return `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left`
     return null
   }
 
@@ -160,5 +159,7 @@ const LEAVES = {
   closed: "G4 a socket closed by a draining node",
   kill: "G4 a killed node's members",
 }
+
+const spans = (seat) => seat.spans.map(({ node, begun, acked, ended }) => `${node.name}: ${at(begun)}${acked ? at(acked) : ""}${ended ? `${ended.how} ${at(ended.at)}` : ""}`).join("; ")
 
 const at = (time) => `${(time / 1000).toFixed(3)} s:`

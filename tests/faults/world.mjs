@@ -117,9 +117,12 @@ export class World {
     await until(() => observer.views.length > 0 && observer.views.every((view) => view.isOpen()), `${observer.id} gets the rosters`)
   }
 
-  /** Observers, people who stay (real clients and raw ones, some with connections on several nodes), and the churn. */
-  async settleIn({ stayers = 2, churn = true } = {}) {
-    await until(async () => (await Promise.all(this.nodes.map((node) => this.says(node)))).every((said) => said.redis === "up"), "every node has its Redis", 15_000)
+  /**
+   * Observers, people who stay (real clients and raw ones, some with connections on several nodes), and the
+   * churn. Unless `shared`, there is no Redis yet and every node knows only its own.
+   */
+  async settleIn({ stayers = 2, churn = true, shared = true } = {}) {
+    if (shared) await until(async () => (await Promise.all(this.nodes.map((node) => this.says(node)))).every((said) => said.redis === "up"), "every node has its Redis", 15_000)
     await Promise.all(this.nodes.map((node) => this.observe(node)))
     const coming = []
     for (const [at, node] of this.nodes.entries()) {
@@ -132,7 +135,7 @@ export class World {
     }
     this.stayers = coming
     await Promise.all(coming.map((one) => one.enter()))
-    await this.settle({ what: "at the beginning", ms: 10_000 })
+    if (shared) await this.settle({ what: "at the beginning", ms: 10_000 })
     this.churn = new Churn(this)
     if (churn) {
       this.churn.start()
@@ -217,6 +220,16 @@ export class World {
 
   HEALTHY = { ready: { http: 200, status: "ready", redis: "up", degraded: false }, metrics: { redis_up: 1 }, log: /Redis is there/ }
   DEGRADED = { ready: { http: 200, status: "ready", redis: "down", degraded: true }, metrics: { redis_up: 0 }, log: /Redis is away/ }
+
+  /** The fault is over: everything must be equal soon, and stay so while life goes on. */
+  async recover(healed, { steps = 25 } = {}) {
+    await this.churn.stop()
+    await this.settle({ since: healed })
+    this.churn.start()
+    await this.churn.steps(steps)
+    await this.churn.stop()
+    await this.settle({ what: "in the end" })
+  }
 
   /** Every view of those who are connected. */
   views = () => [...this.observers, ...this.visitors].flatMap((one) => one.views)

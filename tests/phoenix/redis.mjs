@@ -6,9 +6,9 @@ import { freePort, launch, until } from "./server.mjs"
 
 /**
  * Starts redis-server with nothing in it and nothing on disk; or, with `started: false`, only picks its port.
- * With a `folder` it keeps there what SAVE writes, and begins with it. `env` is added to its environment.
+ * With a `folder` it keeps there what SAVE writes, and begins with it. `args` and `env` are added to its own.
  */
-export async function startRedis({ started = true, folder, env = {} } = {}) {
+export async function startRedis({ started = true, folder, args: more = [], env = {} } = {}) {
   const port = await freePort()
   let server = null
   let connection = null
@@ -34,7 +34,7 @@ export async function startRedis({ started = true, folder, env = {} } = {}) {
     async start() {
       if (server) throw new Error("redis-server is already running")
       const args = ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-      if (folder) args.push("--dir", folder)
+      args.push(...(folder ? ["--dir", folder] : []), ...more)
       server = launch("redis-server", args, { ...process.env, ...env })
       let ended = false
       server.exited.then(() => (ended = true))
