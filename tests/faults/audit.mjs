@@ -58,9 +58,9 @@ export class Audit {
     }
   }
 
-  #leaves(view, epoch, seat, { times, refTimes }) {
-    for (const { out, by } of times) {
-      if (this.#tookOver(view, seat, out, by)) continue
+  #leaves(view, epoch, seat, { times, refTimes, heirs }) {
+    for (const { out } of times) {
+      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir))) continue
       const why = out === null ? null : this.#falseLeave(seat, out)
       if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})`)
     }
@@ -74,9 +74,9 @@ export class Audit {
     }
   }
 
-  /** Whether the leave is that of a seat in its grace which another connection of the same user has taken over. */
-  #tookOver(view, { spans, user }, out, by) {
-    const heir = by && this.truth.seats.get(`${view.channel}|${by}`)
+  /** Whether the leave is that of a seat in its grace which another connection of the same user had taken over. */
+  #tookOver(view, { spans, user }, out, tag) {
+    const heir = this.truth.seats.get(`${view.channel}|${tag}`)
     return Boolean(heir && heir.user === user && spans.some(({ ended }) => ended && ended.how !== "leave" && ended.at <= out && heir.spans.some(({ begun }) => begun <= out)))
   }
 

@@ -60,7 +60,7 @@ export class View {
     if (!tag) return this.#fault(`shows ${user} with a meta of nobody's`)
     if (epoch.refs.has(ref)) return this.#fault(`ref ${ref} of ${tag} joined twice`)
     epoch.refs.set(ref, tag)
-    if (!epoch.tags.has(tag)) epoch.tags.set(tag, { user, refs: 0, times: [], refTimes: [] })
+    if (!epoch.tags.has(tag)) epoch.tags.set(tag, { user, refs: 0, times: [], refTimes: [], heirs: [] })
     const story = epoch.tags.get(tag)
     if (story.user !== user) this.#fault(`${tag} is ${story.user} and ${user}`)
     story.refTimes.push({ at, what: "in", ref })
@@ -74,7 +74,8 @@ export class View {
     epoch.refs.delete(ref)
     const story = epoch.tags.get(tag)
     story.refTimes.push({ at, what: by ? "replaced" : "out", ref })
-    if (--story.refs === 0) Object.assign(story.times.at(-1), { out: at, by })
+    if (by && by !== tag) story.heirs.push(by)
+    if (--story.refs === 0) story.times.at(-1).out = at
   }
 
   #fault(what) {
