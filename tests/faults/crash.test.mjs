@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict"
 import { describe, test } from "node:test"
+import { startProxy } from "./proxy.mjs"
 import { DEFAULTS, inWorld, now, until } from "./world.mjs"
 
 /** One of the survivors has noticed the death itself, and says so; it tells the others. */
@@ -13,7 +14,32 @@ const declareDead = async (world, survivors, killed) => {
   for (const node of survivors) await world.operator(node, { ready: { http: 200, redis: "up", degraded: false }, metrics: { nodes: survivors.length } }, left())
 }
 
-describe("a node dies or looks dead", { concurrency: 3 }, () => {
+describe("a node dies or looks dead", { concurrency: 4 }, () => {
+  test(
+    "a client whose cable is pulled",
+    inWorld({ nodes: 2 }, async (world) => {
+      const [a] = world.nodes
+      const proxy = await startProxy(a.port)
+      try {
+        const quiet = world.visitor({ id: "quiet", user: "quiet", node: a, channels: world.channels, port: proxy.port })
+        await quiet.enter()
+        await until(() => quiet.stage === "in" && quiet.seats.every(({ span }) => span.acked), "it is in")
+        await world.churn.stop()
+        await world.settle({ what: "with the quiet one" })
+        proxy.blackHole()
+        for (const { span } of quiet.seats) world.truth.end(span, "silent")
+        // The server will close its socket: that much is asked for.
+        quiet.stage = "gone"
+        const gone = () => world.observers.flatMap(({ views }) => views).every((view) => !view.tags()["quiet.1"])
+        await until(gone, "it is gone", 65_000)
+        await world.operator(a, { metrics: { silent_sockets: 1 } })
+        await world.settle()
+      } finally {
+        proxy.close()
+      }
+    }),
+  )
+
   test(
     "kill -9 under churn",
     inWorld({ nodes: 3 }, async (world) => {

@@ -1,4 +1,4 @@
-// A TCP proxy between one node and Redis, for faults of the network: a black hole, a hard cut, answers
+// A TCP proxy, between a node and Redis or a client and a node, for faults of the network: a black hole, a hard cut, answers
 // that do not arrive, a long way. What it holds back it delivers later, in order, as TCP does.
 
 import { once } from "node:events"
@@ -57,6 +57,7 @@ export async function startProxy(target) {
     for (const { pumps } of pairs) pumps.forEach((one) => one.flush())
   }
   return {
+    port: server.address().port,
     url: `redis://127.0.0.1:${server.address().port}`,
     /** Nothing passes and nothing is closed. */
     blackHole: () => become({ up: "hold", down: "hold" }),

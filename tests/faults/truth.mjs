@@ -32,7 +32,10 @@ export class Truth {
     return span
   }
 
-  /** `how` is "leave" (said so), "drop" (the socket ended), "closed" (the server ended it) or "kill" (the node did). */
+  /**
+   * `how` is "leave" (said so), "drop" (the socket ended), "closed" (the server ended it), "silent" (nothing comes
+   * any more, and nothing was closed) or "kill" (its node died).
+   */
   end(span, how) {
     if (span && !span.ended) span.ended = { at: now(), how }
   }
@@ -84,7 +87,7 @@ export class Truth {
 
   /** How long after its end a span may be seen. */
   bound(how) {
-    return { leave: 1000, drop: this.grace + 1000, closed: this.grace + 1000, kill: this.killed }[how]
+    return { leave: 1000, drop: this.grace + 1000, closed: this.grace + 1000, silent: 60_000 + this.grace + 1500, kill: this.killed }[how]
   }
 
   /** Whether the span after `spans[at]` came so early that nobody may have seen the seat leave. */

@@ -5,6 +5,10 @@ import { connectRaw, member } from "../phoenix/client.mjs"
 import { now } from "./truth.mjs"
 import { View } from "./view.mjs"
 
+/**
+ * `watches`: what it is told is audited. `observes`: it only watches, and is not present. `port`: instead of its
+ * node's own, for one who comes by a proxy.
+ */
 export class Visitor {
   /** "out", "coming", "in" or "gone" for good. */
   stage = "out"
@@ -13,8 +17,8 @@ export class Visitor {
   closes = []
   views = []
 
-  constructor(world, { id, user, node, channels, real = false, watches = false, observes = false }) {
-    Object.assign(this, { world, id, user, node, real, watches: watches || observes, observes })
+  constructor(world, { id, user, node, channels, real = false, watches = false, observes = false, port }) {
+    Object.assign(this, { world, id, user, node, real, watches: watches || observes, observes, port })
     this.channels = real ? channels.slice(0, 1) : channels
     this.serial = 0
   }
@@ -108,7 +112,7 @@ export class Visitor {
       if (event === "presence_diff") view.diff(payload)
     }
     try {
-      raw = await connectRaw(this.node, { onFrame })
+      raw = await connectRaw({ port: this.port ?? this.node.port }, { onFrame })
     } catch {
       this.stage = "gone"
       return
