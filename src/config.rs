@@ -5,13 +5,19 @@
 //! a mistake costs one line at start-up instead of a surprise at night. Secrets are kept in
 //! [`Secret`], which prints as `***`.
 
+mod redis_address;
+
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ContextKind;
 use clap::{CommandFactory as _, Parser, ValueEnum};
 use ipnet::IpNet;
+
+pub(crate) use redis_address::tcp_settings;
+pub use redis_address::{AddressError, RedisAddress, RedisServers, SentinelGroup};
 
 /// How a connection proves who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,10 +138,16 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_LISTEN", default_value = "127.0.0.1:8000")]
     pub listen: String,
 
-    /// Redis shared by all nodes: redis://[user:password@]host[:port][/db], or rediss:// for TLS.
+    /// Redis shared by all nodes: redis://[user:password@]host[:port][/db];
+    /// redis+sentinel://[user:password@]sentinel[:port],…/name[/db][?sentinel_user=&sentinel_password=];
+    /// redis+cluster://[user:password@]node[:port],…; each with rediss for TLS.
     /// None: a single node, everything in memory
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: Option<String>,
+
+    /// File (PEM) with the authorities whose certificates Redis may show [default: those of the web]
+    #[arg(long, env = "ROLLCALL_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
 
     /// Life of a session, in seconds
     #[arg(long, env = "CACHE_TTL_SECONDS", default_value_t = 3600)]
@@ -259,7 +271,8 @@ pub enum Origins {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: Vec<SocketAddr>,
-    pub redis_url: Option<Secret>,
+    /// Redis, if there is one.
+    pub redis: Option<RedisAddress>,
     pub session_ttl: Duration,
     pub presence_ttl: Duration,
     pub node_ttl: Duration,
@@ -321,7 +334,7 @@ impl Args {
             return Err(bad("ROLLCALL_WORKERS", "from 1 to 1024"));
         }
         Ok(Config {
-            redis_url: check_redis_url(self.redis_url)?,
+            redis: check_redis(self.redis_url.as_deref(), self.redis_ca.as_deref())?,
             session_ttl: Duration::from_secs(self.cache_ttl_seconds),
             presence_ttl,
             node_ttl,
@@ -445,15 +458,16 @@ fn parse_origins(text: Option<&str>, loopback_only: bool) -> Result<Origins, Con
     Ok(if list.is_empty() { Origins::Same } else { Origins::Listed(list) })
 }
 
-fn check_redis_url(url: Option<String>) -> Result<Option<Secret>, ConfigError> {
-    let Some(url) = url.filter(|u| !u.trim().is_empty()) else { return Ok(None) };
-    if !url.starts_with("redis://") && !url.starts_with("rediss://") {
-        return Err(bad("REDIS_URL", "must begin with redis:// or rediss://"));
-    }
-    // The parser's own message is left out: it can quote the URL, and so the password.
-    redis::Client::open(url.as_str())
-        .map_err(|_| bad("REDIS_URL", "is not a Redis address; example: redis://127.0.0.1:6379/0"))?;
-    Ok(Some(Secret(url)))
+fn check_redis(url: Option<&str>, ca: Option<&Path>) -> Result<Option<RedisAddress>, ConfigError> {
+    const CA: &str = "ROLLCALL_REDIS_CA";
+    let Some(url) = url.filter(|url| !url.trim().is_empty()) else {
+        return if ca.is_some() { Err(bad(CA, "is of no use without REDIS_URL")) } else { Ok(None) };
+    };
+    let address: RedisAddress =
+        url.parse().map_err(|error: AddressError| bad("REDIS_URL", error.to_string()))?;
+    let Some(ca) = ca else { return Ok(Some(address)) };
+    let pem = std::fs::read(ca).map_err(|error| bad(CA, format!("cannot read {}: {error}", ca.display())))?;
+    Ok(Some(address.with_ca(&pem).map_err(|error| bad(CA, error.to_string()))?))
 }
 
 fn secret(value: Option<String>) -> Option<Secret> {
@@ -479,7 +493,7 @@ mod tests {
         assert_eq!(config.auth, AuthMode::Open);
         assert_eq!(config.origins, Origins::Any);
         assert_eq!(config.node_ttl, Duration::from_secs(10));
-        assert!(config.anonymous && config.redis_url.is_none());
+        assert!(config.anonymous && config.redis.is_none());
     }
 
     #[test]
@@ -502,6 +516,9 @@ mod tests {
         for (args, setting) in [
             (&["--listen", "nonsense"][..], "ROLLCALL_LISTEN"),
             (&["--redis-url", "http://x"], "REDIS_URL"),
+            (&["--redis-url", "redis+sentinel://x:26379"], "REDIS_URL"),
+            (&["--redis-url", "rediss://x", "--redis-ca", "/no/such/file"], "ROLLCALL_REDIS_CA"),
+            (&["--redis-ca", "/no/such/file"], "ROLLCALL_REDIS_CA"),
             (&["--presence-ttl-seconds", "2"], "ROLLCALL_PRESENCE_TTL_SECONDS"),
             (&["--node-ttl-seconds", "61"], "ROLLCALL_NODE_TTL_SECONDS"),
             (&["--trusted-proxies", "10.0.0.0/99"], "ROLLCALL_TRUSTED_PROXIES"),

@@ -37,7 +37,7 @@ impl Node {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new());
         let ids = Ids::new(NodeId::random());
-        let pool = config.redis_url.as_ref().map(RedisPool::new).transpose()?;
+        let pool = config.redis.as_ref().map(RedisPool::new).transpose()?;
         let sessions = SessionManager::new(pool.clone(), config.session_ttl);
         let hubs = Hubs::default();
         let revoked = on_revoked(sessions.clone(), hubs.clone());
@@ -87,12 +87,12 @@ fn cluster(
     metrics: &Arc<Metrics>,
     revoked: RevokedFn,
 ) -> Cluster {
-    let (Some(url), Some(pool)) = (&config.redis_url, pool) else {
+    let Some(pool) = pool else {
         return Cluster::Local(LocalCluster::new(config.last_seen_ttl));
     };
     let ttls = Ttls { presence: config.presence_ttl, node: config.node_ttl, last_seen: config.last_seen_ttl };
-    let (url, metrics) = (url.clone(), Arc::clone(metrics));
-    Cluster::Redis(RedisCluster::start(ids, url, pool, ttls, metrics, revoked, Arbiter::new().handle()))
+    let metrics = Arc::clone(metrics);
+    Cluster::Redis(RedisCluster::start(ids, pool, ttls, metrics, revoked, Arbiter::new().handle()))
 }
 
 /// A session that was revoked anywhere is forgotten here, and its sockets end.

@@ -11,8 +11,8 @@
 //! **Without Redis** (a single node) the cache is the store: it holds [`CAPACITY`] sessions, and
 //! when it is full the one unused for longest ends early and its owner signs in again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -37,6 +37,9 @@ const L1_LIFE: Duration = Duration::from_secs(10);
 const TTL_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 const MAX_TOKEN_BYTES: usize = 512;
+
+static REVOKE: LazyLock<redis::Script> =
+    LazyLock::new(|| redis::Script::new(include_str!("scripts/session_revoke.lua")));
 
 /// Who a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,12 +274,11 @@ impl SessionManager {
         let Some(redis) = &inner.redis else {
             return Ok(inner.l1.remove(token).await.is_some());
         };
-        let mut both = redis::pipe();
-        both.atomic().del(keys::session(token)).publish(REVOKED_TOPIC, token).ignore();
-        let deleted = redis.pipeline::<(u64,)>(&both).await;
+        let key = keys::session(token);
+        let deleted = redis.script::<bool>(REVOKE.key(key).arg(REVOKED_TOPIC).arg(token)).await;
         // After Redis, so that no load can bring back what it still held; and whatever Redis said.
         self.forget(token).await;
-        Ok(deleted?.0 > 0)
+        Ok(deleted?)
     }
 
     /// Drops `token` from L1: another node said that it is revoked. Without Redis there is no
@@ -440,7 +442,7 @@ mod tests {
         let redis = TestRedis::start();
         let (a, b) =
             (SessionManager::new(Some(redis.pool()), HOUR), SessionManager::new(Some(redis.pool()), HOUR));
-        let client = redis::Client::open(redis.url().expose()).unwrap();
+        let client = redis::Client::open(redis.url()).unwrap();
         let mut messages = client.get_async_pubsub().await.unwrap();
         messages.subscribe(REVOKED_TOPIC).await.unwrap();
 

@@ -12,10 +12,10 @@ use actix::Recipient;
 use tokio::sync::Notify;
 
 use super::contact::{Contact, Reply, Write};
+use super::keys::Keys;
 use super::nodes::{Nodes, Verdict};
 use super::topics::Topics;
-use super::{RedisState, Told, keys};
-use crate::config::Secret;
+use super::{RedisState, Told};
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId};
 use crate::redis_pool::RedisPool;
@@ -23,7 +23,7 @@ use crate::redis_pool::RedisPool;
 /// What the tasks share.
 pub struct Bus {
     pub node: NodeId,
-    pub url: Secret,
+    pub keys: Keys,
     pub presence_ttl: Duration,
     pub node_ttl: Duration,
     pub last_seen_ttl: Duration,
@@ -34,6 +34,8 @@ pub struct Bus {
     /// Wakes the subscriber when a topic was opened or closed.
     pub interest: Notify,
     inner: Mutex<Inner>,
+    /// The replication histories in which the writer writes, joined by commas.
+    histories: Mutex<String>,
     writer_up: AtomicBool,
     subscriber_up: AtomicBool,
 }
@@ -69,7 +71,7 @@ impl Inner {
 
 impl Bus {
     /// A bus that is not connected yet.
-    pub fn new(ids: Ids, url: Secret, pool: RedisPool, metrics: Arc<Metrics>, ttls: super::Ttls) -> Self {
+    pub fn new(ids: Ids, pool: RedisPool, metrics: Arc<Metrics>, ttls: super::Ttls) -> Self {
         let node = ids.node();
         let inner = Inner {
             contact: Contact::new(ids),
@@ -79,7 +81,7 @@ impl Bus {
         };
         Self {
             node,
-            url,
+            keys: Keys::new(pool.servers().is_cluster()),
             presence_ttl: ttls.presence,
             node_ttl: ttls.node,
             last_seen_ttl: ttls.last_seen,
@@ -88,6 +90,7 @@ impl Bus {
             queued: Notify::new(),
             interest: Notify::new(),
             inner: Mutex::new(inner),
+            histories: Mutex::default(),
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
         }
@@ -112,7 +115,7 @@ impl Bus {
     pub fn open(&self, channel: &Arc<str>, to: Recipient<Told>) {
         let mut inner = self.inner();
         inner.contact.open(channel);
-        inner.topics.open(keys::topic(channel), channel);
+        inner.topics.open(self.keys.topic(channel), channel);
         inner.channels.insert(Arc::clone(channel), to);
         drop(inner);
         self.interest.notify_one();
@@ -122,7 +125,7 @@ impl Bus {
     pub fn close(&self, channel: &Arc<str>) {
         let mut inner = self.inner();
         inner.contact.close(channel);
-        inner.topics.close(keys::topic(channel));
+        inner.topics.close(self.keys.topic(channel));
         inner.channels.remove(channel);
         inner.pass_on();
         drop(inner);
@@ -159,17 +162,41 @@ impl Bus {
 
     /// What the writer was answered.
     pub fn replied(&self, writes: Vec<Write>, replies: Vec<Reply>) {
-        if self.with_contact(|contact| contact.replied(writes, replies)) {
+        let outcome = self.with_contact(|contact| contact.replied(writes, replies));
+        self.metrics.audit_ghosts.inc_by(outcome.ghosts);
+        if outcome.lost {
             warn_of_loss();
         }
     }
 
-    /// The writer has a connection, or has none any more.
+    /// The writer has a connection, on which nothing has been written yet.
+    pub fn connected(&self) {
+        self.with_contact(Contact::connected);
+    }
+
+    /// The writer has lost its connection, or a batch on it.
+    pub fn disconnected(&self) {
+        self.with_contact(Contact::failed);
+        self.set_writer_up(false);
+    }
+
+    /// Notes whether what is written arrives. A connection alone does not say so: it may lead to a cluster of
+    /// which a part is away.
     pub fn set_writer_up(&self, up: bool) {
-        self.with_contact(|contact| if up { contact.connected() } else { contact.failed() });
         if self.writer_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
         }
+    }
+
+    /// The replication histories in which the writer writes, joined by commas; none while they are not known.
+    pub fn histories(&self) -> String {
+        self.histories.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the replication histories in which the writer writes.
+    pub fn set_histories(&self, histories: &BTreeSet<String>) {
+        let joined = histories.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+        *self.histories.lock().unwrap_or_else(PoisonError::into_inner) = joined;
     }
 
     /// Queues the last writes of this node.

@@ -11,24 +11,53 @@ pub const NODES_TOPIC: &str = "presence:nodes:events";
 const CHANNEL: &str = "presence:channel:";
 const EVENTS: &str = ":events";
 
-/// The user ids that are in `channel`: a set.
-pub fn users(channel: &str) -> String {
-    format!("{CHANNEL}{}:users", encode(channel))
+/// The keys of channels. In a cluster the channel's name stands in braces, as a hash tag: so all that
+/// belongs to a channel is in one slot, and a script may touch it at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keys {
+    tagged: bool,
 }
 
-/// The version of each node's part of `channel`: a hash by node id.
-pub fn versions(channel: &str) -> String {
-    format!("{CHANNEL}{}:nodes", encode(channel))
-}
+impl Keys {
+    /// Keys for a Redis that is a cluster, or is none.
+    pub fn new(cluster: bool) -> Self {
+        Self { tagged: cluster }
+    }
 
-/// What the hash of every user in `channel` begins with; the encoded user id follows.
-pub fn user_prefix(channel: &str) -> String {
-    format!("{CHANNEL}{}:user:", encode(channel))
-}
+    /// Whether Redis is a cluster, where keys may lie on different servers.
+    pub fn is_tagged(self) -> bool {
+        self.tagged
+    }
 
-/// Where the changes of `channel` are announced.
-pub fn topic(channel: &str) -> String {
-    format!("{CHANNEL}{}{EVENTS}", encode(channel))
+    fn of(self, channel: &str, end: &str) -> String {
+        let name = encode(channel);
+        if self.tagged { format!("{CHANNEL}{{{name}}}{end}") } else { format!("{CHANNEL}{name}{end}") }
+    }
+
+    /// The user ids that are in `channel`: a set.
+    pub fn users(self, channel: &str) -> String {
+        self.of(channel, ":users")
+    }
+
+    /// The version of each node's part of `channel`: a hash by node id.
+    pub fn versions(self, channel: &str) -> String {
+        self.of(channel, ":nodes")
+    }
+
+    /// What the hash of every user in `channel` begins with; the encoded user id follows.
+    pub fn user_prefix(self, channel: &str) -> String {
+        self.of(channel, ":user:")
+    }
+
+    /// The hash of `user` in `channel`: the user's connections, by [`field`].
+    pub fn user(self, channel: &str, user: &str) -> String {
+        format!("{}{}", self.user_prefix(channel), encode(user))
+    }
+
+    /// Where the changes of `channel` are announced.
+    pub fn topic(self, channel: &str) -> String {
+        self.of(channel, EVENTS)
+    }
 }
 
 /// The connections of `user` in all channels: a hash, by [`field`], of channel names.
@@ -68,9 +97,18 @@ mod tests {
 
     #[test]
     fn no_two_pairs_share_a_key() {
-        assert_eq!(users("room:1"), "presence:channel:room%3A1:users");
-        assert_eq!(user_prefix("a") + &encode("b:c"), "presence:channel:a:user:b%3Ac");
-        assert_ne!(user_prefix("a:user:b") + "c", user_prefix("a") + "b:user:c");
+        let keys = Keys::new(false);
+        assert_eq!(keys.users("room:1"), "presence:channel:room%3A1:users");
+        assert_eq!(keys.user("a", "b:c"), "presence:channel:a:user:b%3Ac");
+        assert_ne!(keys.user("a:user:b", "c"), keys.user("a", "b:user:c"));
+    }
+
+    #[test]
+    fn in_a_cluster_a_channel_is_one_slot() {
+        let keys = Keys::new(true);
+        assert_eq!(keys.users("room:{1}"), "presence:channel:{room%3A%7B1%7D}:users");
+        assert_eq!(keys.user("a", "{b}"), "presence:channel:{a}:user:%7Bb%7D");
+        assert_eq!(keys.topic("a"), "presence:channel:{a}:events");
     }
 
     #[test]

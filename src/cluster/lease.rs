@@ -77,8 +77,9 @@ async fn give_back(bus: &Bus) -> Result<(), RedisError> {
     pipeline.del(keys::lease(bus.node)).ignore();
     pipeline.del(keys::channels(bus.node)).ignore();
     pipeline.srem(keys::NODES, bus.node.to_string()).ignore();
-    pipeline.publish(keys::NODES_TOPIC, bus.node.to_string()).ignore();
-    bus.pool.pipeline::<()>(&pipeline).await
+    bus.pool.pipeline::<()>(&pipeline).await?;
+    // In a cluster the commands of a pipeline may overtake each other: who hears this must find no lease.
+    bus.pool.query(redis::cmd("PUBLISH").arg(keys::NODES_TOPIC).arg(bus.node.to_string())).await
 }
 
 /// In a task of its own, one for each node: however much there is to clean, this node's own lease
@@ -133,7 +134,7 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
     for some in channels.chunks(CLEAN_UP_CHUNK) {
         let mut versions = redis::pipe();
         for channel in some {
-            versions.hget(keys::versions(channel), node.to_string());
+            versions.hget(bus.keys.versions(channel), node.to_string());
         }
         let versions: Vec<Option<u64>> = bus.pool.pipeline(&versions).await?;
         // Trying again while it is held makes it last.
@@ -142,7 +143,7 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
         }
         let mut clear = redis::pipe();
         for (channel, version) in some.iter().zip(versions) {
-            clear.invoke_script(&pipeline::clearing(node, channel, version.unwrap_or(0)));
+            clear.invoke_script(&pipeline::clearing(bus, node, channel, version.unwrap_or(0)));
         }
         let removed: Vec<Vec<(String, String)>> = bus.pool.pipeline(&clear).await?;
         let mut index = redis::pipe();

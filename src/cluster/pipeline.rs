@@ -11,13 +11,13 @@ use redis::{Cmd, Pipeline, Script, ScriptInvocation, Value};
 use super::bus::Bus;
 use super::contact::{Reply, Seats, Write};
 use super::{contact, keys, scripts, wire};
-use crate::keys::encode;
 use crate::presence::{Batch, NodeId, Op};
 
 /// Seats in one script call, so that none holds Redis up for long.
 const CHUNK: usize = 500;
-/// Everything own stands in Redis: what of this node is not there does not exist.
-pub const SETTLED: &str = "settled";
+/// Everything own stands in Redis: what of this node is not there does not exist. The replication histories
+/// in which it was written follow, so that it is not believed of a server that has another.
+const SETTLED: &str = "settled";
 /// This node is still writing.
 const WRITING: &str = "writing";
 
@@ -31,6 +31,7 @@ enum Expected {
         first_reply: usize,
         seats: Vec<u64>,
     },
+    Rewritten(usize),
     Listed(usize),
 }
 
@@ -69,23 +70,19 @@ impl Encoded {
             Write::Renew { contact, settled } => {
                 let mut call = scripts::RENEW.prepare_invoke();
                 call.key(keys::lease(bus.node)).arg(*contact).arg(if *settled { SETTLED } else { WRITING });
-                call.arg(bus.node_ttl.as_millis() as u64);
+                call.arg(bus.node_ttl.as_millis() as u64).arg(bus.histories());
                 self.script(&call);
                 let renewed = Expected::Renewed(self.replies - 1);
                 self.list_node(bus);
                 return renewed;
             }
-            Write::Changes { channel, batch } => return self.changes(bus, channel, batch),
-            Write::Again { channel, version, seats } => self.rewrite(bus, channel, *version, seats),
-            Write::Repair { channel, version, ops } => {
-                for chunk in ops.chunks(CHUNK) {
-                    let batch = Batch { from: *version, to: *version, ops: chunk.to_vec() };
-                    self.apply(bus, channel, &batch, "");
-                }
+            Write::Changes { channel, batch, digest } => return self.changes(bus, channel, batch, *digest),
+            Write::Again { channel, version, digest, seats } => {
+                return self.rewrite(bus, channel, *version, *digest, seats);
             }
             Write::Beat { channel, version, seats } => return self.beat(bus, channel, *version, seats),
             Write::Close { channel, version } => {
-                self.script(&clearing(bus.node, channel, *version));
+                self.script(&clearing(bus, bus.node, channel, *version));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&**channel).ignore();
             }
             Write::List { .. } => {
@@ -98,10 +95,10 @@ impl Encoded {
         Expected::Done
     }
 
-    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch) -> Expected {
+    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch, digest: u64) -> Expected {
         match wire::announcement(bus.node, batch) {
             Ok(message) => {
-                self.apply(bus, channel, batch, &message);
+                self.apply(bus, channel, batch, digest, &message);
                 let applied = Expected::Applied(self.replies - 1);
                 self.list(bus, channel);
                 applied
@@ -127,51 +124,58 @@ impl Encoded {
         self.replies - 1
     }
 
-    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, message: &str) {
-        let prefix = keys::user_prefix(channel);
+    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, digest: u64, message: &str) {
         let mut call = scripts::APPLY.prepare_invoke();
-        call.key(keys::users(channel)).key(keys::versions(channel));
+        call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(batch.to);
-        call.arg(keys::topic(channel)).arg(message).arg(batch.from);
+        call.arg(bus.keys.topic(channel)).arg(message).arg(batch.from).arg(wire::digest(digest));
         for op in &batch.ops {
             let value = op.entry.as_ref().map_or(Ok(String::new()), |entry| wire::value(bus.node, entry));
             let Ok(value) = value else { continue };
-            call.key(format!("{prefix}{}", encode(&op.user)));
-            call.arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
+            let hash = bus.keys.user(channel, &op.user);
+            // The seat that this one was taken over from goes at once: its holder may be dead.
+            if let Some(origin) = op.entry.as_ref().and_then(|entry| entry.origin.as_deref()) {
+                let over = keys::field(origin.over.node, origin.over.number);
+                call.key(hash.as_str()).arg(&*op.user).arg(over).arg("");
+            }
+            call.key(hash).arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
             self.index(bus, channel, op);
         }
         self.script(&call);
     }
 
-    fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) {
+    fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, digest: u64, seats: &Seats) -> Expected {
         let told = wire::announcement(bus.node, &contact::told_of_part(version, seats));
         let mut call = scripts::REWRITE.prepare_invoke();
-        call.key(keys::users(channel)).key(keys::versions(channel));
+        call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(version);
-        call.arg(keys::topic(channel)).arg(told.unwrap_or_default()).arg(keys::user_prefix(channel));
+        call.arg(bus.keys.topic(channel)).arg(told.unwrap_or_default()).arg(bus.keys.user_prefix(channel));
+        call.arg(wire::digest(digest));
         for (seat, entry) in seats {
             let Ok(value) = wire::value(bus.node, entry) else { continue };
+            call.key(bus.keys.user(channel, &entry.user));
             call.arg(&*entry.user).arg(keys::field(bus.node, *seat)).arg(value);
             let op = Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(Arc::clone(entry)) };
             self.index(bus, channel, &op);
         }
         self.script(&call);
+        let rewritten = Expected::Rewritten(self.replies - 1);
         self.list(bus, channel);
+        rewritten
     }
 
     fn beat(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) -> Expected {
-        let prefix = keys::user_prefix(channel);
         let first_reply = self.replies;
         // At least one call, also where nobody of ours is in: it says what the others have.
         let mut chunks = seats.chunks(CHUNK);
         let mut chunk = chunks.next().unwrap_or_default();
         loop {
             let mut call = scripts::BEAT.prepare_invoke();
-            call.key(keys::users(channel)).key(keys::versions(channel));
+            call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
             call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string());
             call.arg(version);
             for (seat, entry) in chunk {
-                call.key(format!("{prefix}{}", encode(&entry.user)));
+                call.key(bus.keys.user(channel, &entry.user));
                 call.arg(&*entry.user).arg(keys::field(bus.node, *seat));
                 let op = Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(Arc::clone(entry)) };
                 self.index(bus, channel, &op);
@@ -222,6 +226,10 @@ impl Expected {
             Self::Renewed(at) if matches!(replies.get(at), Some(Value::Int(0))) => Reply::NoLease,
             Self::Applied(at) if matches!(replies.get(at), Some(Value::Int(-1))) => Reply::Lost,
             Self::Renewed(_) | Self::Applied(_) => Reply::Done,
+            Self::Rewritten(at) => match replies.get(at) {
+                Some(Value::Int(removed)) => Reply::Rewritten(u64::try_from(*removed).unwrap_or(0)),
+                _ => Reply::Done,
+            },
             Self::Listed(at) => {
                 let listed = replies.get(at).and_then(|reply| redis::from_redis_value_ref(reply).ok());
                 listed.map_or(Reply::Done, |listed: Vec<String>| {
@@ -237,27 +245,53 @@ impl Expected {
 
 fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<Reply> {
     let chunks = seats.len().div_ceil(CHUNK).max(1);
-    let (mut versions, mut missing) = (HashMap::new(), Vec::new());
+    let (mut stated, mut missing, mut users) = (HashMap::new(), Vec::new(), 0);
     for at in 0..chunks {
         let reply = replies.get(first_reply + at)?;
-        let (gone, found, lost): (Vec<usize>, Vec<(String, u64)>, u8) =
+        let (gone, found, lost, online): (Vec<usize>, Vec<(String, String)>, u8, usize) =
             redis::from_redis_value_ref(reply).ok()?;
         if lost == 1 {
             return Some(Reply::Lost);
         }
         missing.extend(gone.iter().filter_map(|n| seats.get(at * CHUNK + n.checked_sub(1)?)));
-        versions =
-            found.into_iter().filter_map(|(node, v)| Some((node.parse::<NodeId>().ok()?, v))).collect();
+        stated = wire::parse_stated(&found);
+        users = online;
     }
-    Some(Reply::Beaten { versions, missing })
+    Some(Reply::Beaten { stated, missing, users })
+}
+
+/// Whether `lease` says that everything of its node stands in `history`.
+pub fn is_settled_in(lease: Option<&str>, history: &str) -> bool {
+    let mut words = lease.unwrap_or_default().split(' ');
+    words.next() == Some(SETTLED) && words.nth(1).is_some_and(|all| all.split(',').any(|one| one == history))
 }
 
 /// Takes everything of `node` out of `channel`, if its part there is not newer than `version`. Answers what
 /// was there: user, field, user, field, …
-pub fn clearing(node: NodeId, channel: &str, version: u64) -> ScriptInvocation<'static> {
+pub fn clearing(bus: &Bus, node: NodeId, channel: &str, version: u64) -> ScriptInvocation<'static> {
     let script: &'static Script = &scripts::CLEAR;
     let mut call = script.prepare_invoke();
-    call.key(keys::users(channel)).key(keys::versions(channel));
-    call.arg(node.to_string()).arg(version).arg(keys::user_prefix(channel));
+    call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
+    call.arg(node.to_string()).arg(version).arg(bus.keys.user_prefix(channel));
     call
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_believed_only_in_the_history_that_it_names() {
+        assert!(is_settled_in(Some("settled 7 a,b"), "b"));
+        for (lease, history) in [
+            (None, "a"),
+            (Some("writing 7 a"), "a"),
+            (Some("settled 7"), ""),
+            (Some("settled 7 "), "a"),
+            (Some("settled 7 a,b"), "c"),
+            (Some("settled 7 ab"), "a"),
+        ] {
+            assert!(!is_settled_in(lease, history), "{lease:?} {history}");
+        }
+    }
 }

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::bus::Bus;
-use super::pipeline::SETTLED;
+use super::pipeline::is_settled_in;
 use super::reading::{Found, Unchecked};
 use super::{Away, Occupancy, UserPresence, keys, scripts, wire};
-use crate::keys::encode;
 use crate::presence::{NodeId, Part, Reading, Roster, Snapshot};
 use crate::redis_pool::RedisError;
 
@@ -30,40 +29,21 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     nodes.iter().for_each(|node| {
         leases.arg(keys::lease(*node));
     });
-    let mut info = redis::cmd("INFO");
-    info.arg("replication");
-    let mut pipeline = redis::pipe();
-    pipeline.atomic();
-    pipeline.add_command(leases.clone()).add_command(read_command(channel)).add_command(leases);
-    pipeline.add_command(info);
-    let (before, found, after, info): (Vec<Option<String>>, Value, Vec<Option<String>>, String) =
-        bus.pool.pipeline(&pipeline).await?;
-    let history = history(&info);
+    let (before, found, after) = between(bus, &leases, &read_command(bus, channel)).await?;
+    let rows = Rows::parse(&found);
+    sweep(bus, channel, &rows.without_seats).await?;
     let is_settled = |leases: &[Option<String>], at: usize| {
-        leases.get(at + 1).and_then(Option::as_deref).is_some_and(|lease| is_settled(lease, history))
+        leases.get(at + 1).is_some_and(|lease| is_settled_in(lease.as_deref(), &rows.history))
     };
     let settled = nodes.iter().enumerate();
     let settled = settled.filter(|(at, _)| is_settled(&before, *at) && is_settled(&after, *at));
     let settled = settled.map(|(_, node)| *node).collect();
-    let found = Found { settled, parts: parse_parts(&found) };
+    let found = Found { settled, parts: rows.parts };
     let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
     let alive = alive(bus, unchecked.strangers()).await?;
     let reading = unchecked.check(&alive);
     bus.note_nodes(reading.parts.keys());
     Ok(reading)
-}
-
-/// The replication history of a server, from its `INFO`: another after a restart and after a promotion.
-fn history(info: &str) -> Option<&str> {
-    info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim)
-}
-
-/// Whether `lease` says that everything is written, and says it of the server with this `history`. A server
-/// that was restored from an older state, or promoted without the last writes, may hold a lease that was
-/// true of another.
-fn is_settled(lease: &str, history: Option<&str>) -> bool {
-    let mut words = lease.split(' ');
-    words.next() == Some(SETTLED) && words.nth(1) == history
 }
 
 /// Those of `nodes` that hold a lease.
@@ -86,7 +66,7 @@ pub async fn occupancies(bus: &Bus, channels: &[&str]) -> Result<Vec<Occupancy>,
         let mut pipeline = redis::pipe();
         for channel in chunk {
             let mut count = redis::cmd("EVAL");
-            count.arg(scripts::COUNT).arg(1).arg(keys::users(channel)).arg(keys::user_prefix(channel));
+            count.arg(scripts::COUNT).arg(1).arg(bus.keys.users(channel)).arg(bus.keys.user_prefix(channel));
             pipeline.add_command(count);
         }
         let counts: Vec<(usize, usize)> = bus.pool.pipeline(&pipeline).await?;
@@ -97,8 +77,8 @@ pub async fn occupancies(bus: &Bus, channels: &[&str]) -> Result<Vec<Occupancy>,
 
 /// Everyone in `channel`.
 pub async fn roster(bus: &Bus, channel: &str) -> Result<Snapshot, Away> {
-    let found: Value = bus.pool.query(&read_command(channel)).await?;
-    let parts = parse_parts(&found);
+    let found: Value = bus.pool.query(&read_command(bus, channel)).await?;
+    let parts = Rows::parse(&found).parts;
     let version = parts.values().map(|part| part.version).max().unwrap_or(0);
     // A roster of nobody's own, into which every node's part is merged.
     let mut roster = Roster::new(NodeId(uuid::Uuid::nil()));
@@ -115,11 +95,12 @@ pub async fn channels(bus: &Bus) -> Result<BTreeSet<String>, Away> {
     if nodes.is_empty() {
         return Ok(BTreeSet::new());
     }
-    let mut union = redis::cmd("SUNION");
+    let mut members = redis::pipe();
     nodes.iter().for_each(|node| {
-        union.arg(keys::channels(*node));
+        members.smembers(keys::channels(*node));
     });
-    Ok(bus.pool.query(&union).await?)
+    let written: Vec<BTreeSet<String>> = bus.pool.pipeline(&members).await?;
+    Ok(written.into_iter().flatten().collect())
 }
 
 /// Where `user` is. The index is a hint: each place it names is looked at.
@@ -131,7 +112,7 @@ pub async fn user(bus: &Bus, user: &str) -> Result<UserPresence, Away> {
     for chunk in places.chunks(500) {
         let mut pipeline = redis::pipe();
         for (field, channel) in chunk {
-            pipeline.hexists(format!("{}{}", keys::user_prefix(channel), encode(user)), field);
+            pipeline.hexists(bus.keys.user(channel, user), field);
         }
         let there: Vec<bool> = bus.pool.pipeline(&pipeline).await?;
         for ((_, channel), _) in chunk.iter().zip(there).filter(|(_, there)| *there) {
@@ -143,37 +124,87 @@ pub async fn user(bus: &Bus, user: &str) -> Result<UserPresence, Away> {
     Ok(UserPresence { channels, last_seen })
 }
 
-fn read_command(channel: &str) -> redis::Cmd {
+fn read_command(bus: &Bus, channel: &str) -> redis::Cmd {
     let mut read = redis::cmd("EVAL");
-    read.arg(scripts::READ).arg(2).arg(keys::users(channel)).arg(keys::versions(channel));
-    read.arg(keys::user_prefix(channel));
+    read.arg(scripts::READ).arg(2).arg(bus.keys.users(channel)).arg(bus.keys.versions(channel));
+    read.arg(bus.keys.user_prefix(channel)).arg(if bus.keys.is_tagged() { "" } else { "1" });
     read
 }
 
-/// What the script returned, by node. Values that are not ours are passed over.
-fn parse_parts(found: &Value) -> HashMap<NodeId, Part> {
-    let mut parts: HashMap<NodeId, Part> = HashMap::new();
-    let Ok(rows) = redis::from_redis_value_ref::<Vec<Vec<String>>>(found) else { return parts };
-    let mut rows = rows.iter();
-    for pair in rows.next().map_or(&[][..], Vec::as_slice).chunks_exact(2) {
-        if let (Ok(node), Ok(version)) = (pair[0].parse(), pair[1].parse()) {
-            parts.entry(node).or_default().version = version;
-        }
+/// What a question about leases was answered before and after a command, and the command. In a cluster the
+/// keys are on several servers: there the three follow each other; elsewhere they are one transaction.
+async fn between(
+    bus: &Bus,
+    leases: &redis::Cmd,
+    command: &redis::Cmd,
+) -> Result<(Vec<Option<String>>, Value, Vec<Option<String>>), RedisError> {
+    if bus.keys.is_tagged() {
+        let before = bus.pool.query(leases).await?;
+        let found = bus.pool.query(command).await?;
+        return Ok((before, found, bus.pool.query(leases).await?));
     }
-    for row in rows {
-        let Some((user, seats)) = row.split_first() else { continue };
-        let user: Arc<str> = user.as_str().into();
-        for pair in seats.chunks_exact(2) {
-            match wire::parse_value(&user, &pair[0], &pair[1]) {
-                // A seat without a version is one of a node that is writing just now.
-                Ok((node, seat, entry)) => {
-                    if let Some(part) = parts.get_mut(&node) {
-                        part.seats.insert(seat, Arc::new(entry));
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "passed over a value"),
+    let mut pipeline = redis::pipe();
+    pipeline.atomic();
+    pipeline.add_command(leases.clone()).add_command(command.clone()).add_command(leases.clone());
+    bus.pool.pipeline(&pipeline).await
+}
+
+/// In a cluster a user without a hash may be one whose hash moves to another server just now, so that a
+/// reading which lacks it must not be believed: it fails, and is made again. If the hash is gone for good, so
+/// is the user by then.
+async fn sweep(bus: &Bus, channel: &str, users: &[String]) -> Result<(), RedisError> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    let mut pipeline = redis::pipe();
+    for user in users {
+        pipeline.cmd("EVAL").arg(scripts::SWEEP).arg(2);
+        pipeline.arg(bus.keys.users(channel)).arg(bus.keys.user(channel, user)).arg(user);
+    }
+    bus.pool.pipeline::<Vec<u64>>(&pipeline).await?;
+    Err(RedisError::Away)
+}
+
+/// What the script returned. Values that are not ours are passed over.
+#[derive(Default)]
+struct Rows {
+    /// The replication history of the server that was read.
+    history: String,
+    parts: HashMap<NodeId, Part>,
+    /// Users who are listed and have no hash.
+    without_seats: Vec<String>,
+}
+
+impl Rows {
+    fn parse(found: &Value) -> Self {
+        let mut all = Self::default();
+        let Ok(rows) = redis::from_redis_value_ref::<Vec<Vec<String>>>(found) else { return all };
+        let mut rows = rows.into_iter();
+        all.history = rows.next().and_then(|row| row.into_iter().next()).unwrap_or_default();
+        for pair in rows.next().unwrap_or_default().chunks_exact(2) {
+            if let (Ok(node), Ok(version)) = (pair[0].parse(), pair[1].parse()) {
+                all.parts.entry(node).or_default().version = version;
             }
         }
+        for row in rows {
+            let Some((user, seats)) = row.split_first() else { continue };
+            if seats.is_empty() {
+                all.without_seats.push(user.clone());
+                continue;
+            }
+            let user: Arc<str> = user.as_str().into();
+            for pair in seats.chunks_exact(2) {
+                match wire::parse_value(&user, &pair[0], &pair[1]) {
+                    // A seat without a version is one of a node that is writing just now.
+                    Ok((node, seat, entry)) => {
+                        if let Some(part) = all.parts.get_mut(&node) {
+                            part.seats.insert(seat, Arc::new(entry));
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "passed over a value"),
+                }
+            }
+        }
+        all
     }
-    parts
 }

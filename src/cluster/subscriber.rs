@@ -2,7 +2,8 @@
 //!
 //! Pub/Sub delivers at most once, and nothing while the connection is away. So after every
 //! (re)subscription the channels concerned are told to read: what was missed is in the store. The
-//! connection is pinged each second, since a half-open one would be silent for ever.
+//! connection is pinged each second, since a half-open one would be silent for ever, and so would be one to
+//! a server that is no longer the primary, or is cut off from its cluster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::bus::Bus;
 use super::topics::{Interest, Topics};
 use super::{Revoked, RevokedFn, keys, link, wire};
+use crate::redis_pool::Watch;
 use crate::session::REVOKED_TOPIC;
 
 /// Topics in one SUBSCRIBE.
@@ -25,17 +27,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
     let mut pause = link::Pause::default();
     loop {
-        match link::pubsub(&bus.url).await {
-            Ok(pubsub) => {
+        match bus.pool.servers().subscribe().await {
+            Ok((pubsub, watch)) => {
                 let (sink, stream) = pubsub.split();
                 let mut subscriber = Subscriber {
                     own_prefix: wire::own_prefix(bus.node),
                     bus: Arc::clone(&bus),
                     revoked: Arc::clone(&revoked),
                     sink,
+                    watch,
                 };
                 let ended = subscriber.listen(stream, &mut pause).await;
                 bus.set_subscriber_up(false);
+                bus.pool.servers().note_problem(ended);
                 tracing::debug!(reason = ended, "the subscription ended");
             }
             Err(error) => tracing::debug!(%error, "no connection for the subscription"),
@@ -49,6 +53,7 @@ struct Subscriber {
     revoked: RevokedFn,
     own_prefix: String,
     sink: PubSubSink,
+    watch: Watch,
 }
 
 impl Subscriber {
@@ -81,6 +86,9 @@ impl Subscriber {
                 _ = watchdog.tick() => {
                     if !matches!(timeout(PATIENCE, self.sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
                         return "no answer to a ping";
+                    }
+                    if let Err(reason) = self.watch.look().await {
+                        return reason;
                     }
                 }
             }

@@ -26,6 +26,9 @@ struct Ready {
     status: &'static str,
     redis: &'static str,
     degraded: bool,
+    /// Why Redis cannot be reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
     node: String,
 }
 
@@ -42,7 +45,9 @@ pub async fn readyz(state: web::Data<AppState>) -> HttpResponse {
         RedisState::Up => "up",
         RedisState::Down => "down",
     };
-    let ready = Ready { status, redis, degraded: redis == "down", node: state.node.to_string() };
+    let degraded = redis == "down";
+    let problem = state.pool.as_ref().filter(|_| degraded).and_then(|pool| pool.servers().problem());
+    let ready = Ready { status, redis, degraded, problem, node: state.node.to_string() };
     answer::value(code, &ready)
 }
 

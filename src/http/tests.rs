@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::channel::Published;
 use crate::cluster::{LocalCluster, RedisCluster, Ttls};
-use crate::config::{Args, Secret};
+use crate::config::Args;
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::presence::{Entry, Ids, Roster};
@@ -50,12 +50,8 @@ fn fill(state: &AppState, channel: &str, users: &[&str]) {
     let ids = Ids::new(state.node);
     let mut roster = Roster::new(state.node);
     for user in users {
-        let entry = Entry {
-            user: (*user).into(),
-            r#ref: ids.r#ref(),
-            meta: r#"{"name":"Zoë"}"#.into(),
-            since: 1_700_000_000_000,
-        };
+        let meta = r#"{"name":"Zoë"}"#.into();
+        let entry = Entry::new((*user).into(), ids.r#ref(), meta, 1_700_000_000_000);
         let _ = roster.put(ids.number(), Arc::new(entry), 1);
     }
     state.rosters.publish(&channel.into(), Arc::new(Published::new(roster.snapshot(7))));
@@ -381,7 +377,6 @@ async fn long_polling_is_refused_without_json() {
 
 /// A cluster whose Redis cannot be reached.
 fn away(state: &AppState) -> Cluster {
-    let url = Secret::new("redis://127.0.0.1:1");
     let ttls = Ttls {
         presence: state.config.presence_ttl,
         node: state.config.node_ttl,
@@ -389,15 +384,8 @@ fn away(state: &AppState) -> Cluster {
     };
     let arbiter = actix::Arbiter::new().handle();
     let metrics = Arc::clone(&state.metrics);
-    Cluster::Redis(RedisCluster::start(
-        Ids::new(state.node),
-        url,
-        nowhere(),
-        ttls,
-        metrics,
-        Arc::new(|_| {}),
-        arbiter,
-    ))
+    let ids = Ids::new(state.node);
+    Cluster::Redis(RedisCluster::start(ids, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
 }
 
 #[actix_web::test]

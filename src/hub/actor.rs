@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 
 use super::{ConnId, Hub, SharedHub};
-use crate::channel::{Fan, Live, Registry};
+use crate::channel::{Fan, Live, Probe, Registry};
 use crate::reject::Close;
 
 /// A socket from which nothing came for this long, in seconds, is silent (guarantee G4).
@@ -68,7 +68,7 @@ impl Hubs {
         let shared = Arc::clone(registry.shared());
         let hub = Rc::new(RefCell::new(Hub {
             number: all.len(),
-            link: None,
+            address: None,
             rosters: shared.rosters.clone(),
             metrics: Arc::clone(&shared.metrics),
             registry,
@@ -77,7 +77,7 @@ impl Hubs {
             channels: HashMap::new(),
         }));
         let address = HubActor { hub: Rc::clone(&hub), session_check }.start();
-        hub.borrow_mut().link = Some((address.clone().recipient(), address.clone().recipient()));
+        hub.borrow_mut().address = Some(address.clone());
         all.push(address);
         hub
     }
@@ -173,6 +173,14 @@ impl Handler<Fan> for HubActor {
     fn handle(&mut self, Fan { update, meter }: Fan, _: &mut Self::Context) {
         self.hub.borrow_mut().fan(&update);
         meter.handled();
+    }
+}
+
+impl Handler<Probe> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, Probe { connection }: Probe, _: &mut Self::Context) {
+        self.hub.borrow_mut().probe(connection);
     }
 }
 

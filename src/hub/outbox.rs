@@ -25,6 +25,8 @@ pub struct Outbox {
     heard: Cell<u32>,
     /// How long not to listen to the client, in milliseconds: it sends more than it may.
     deaf: Cell<u32>,
+    /// Whether the client is asked for a sign of life.
+    doubted: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +45,14 @@ impl Outbox {
     /// An empty outbox that is full once `limit` bytes wait. A frame is taken whole while it is not full,
     /// so that a roster larger than the limit still reaches whoever reads: the bytes are shared anyway.
     pub fn new(id: ConnId, limit: usize, now: u32) -> Self {
-        Self { id, limit, queue: RefCell::default(), heard: Cell::new(now), deaf: Cell::new(0) }
+        Self {
+            id,
+            limit,
+            queue: RefCell::default(),
+            heard: Cell::new(now),
+            deaf: Cell::new(0),
+            doubted: Cell::new(false),
+        }
     }
 
     /// The connection's number.
@@ -123,6 +132,16 @@ impl Outbox {
     pub fn take_deaf(&self) -> Option<Duration> {
         let wait = self.deaf.take();
         (wait > 0).then(|| Duration::from_millis(wait.into()))
+    }
+
+    /// The client is asked for a sign of life.
+    pub fn doubt(&self) {
+        self.doubted.set(true);
+    }
+
+    /// Whether it was asked; this is the sign.
+    pub fn take_doubt(&self) -> bool {
+        self.doubted.take()
     }
 
     /// When anything last came from the client.

@@ -182,8 +182,8 @@ export function member(node, channel, payload = {}, { vsn = "2.0.0", ...options 
 }
 
 /** A user who is in the channel and has the roster. */
-export async function joinAs(node, channel, user, { meta, observe, ...options } = {}) {
-  const payload = { ...(user !== undefined && { user_id: user }), ...(meta && { meta }), ...(observe && { observe }) }
+export async function joinAs(node, channel, user, { meta, observe, resume, ...options } = {}) {
+  const payload = { ...(user !== undefined && { user_id: user }), ...(meta && { meta }), ...(observe && { observe }), ...(resume && { resume }) }
   const me = member(node, channel, payload, options)
   const { status, response } = await me.joined
   assert.equal(status, "ok", `${user} joins ${channel}: ${JSON.stringify(response)}`)

@@ -69,9 +69,10 @@ export async function startRedis({ started = true, folder, args: more = [], env 
   return redis
 }
 
-function connect(port) {
+/** A connection that can send commands; `open` makes its socket. */
+export function connect(port, open = () => net.connect(port, "127.0.0.1")) {
   return new Promise((resolve, reject) => {
-    const socket = net.connect(port, "127.0.0.1").unref()
+    const socket = open().unref()
     const waiting = []
     let bytes = Buffer.alloc(0)
     const client = {

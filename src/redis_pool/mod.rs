@@ -9,18 +9,32 @@
 //! must bear being sent twice. Presence's hot path does not come through here: a checkout costs a
 //! round trip, which is too much for each event.
 
+mod connection;
+mod servers;
+mod sentinels;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime, TimeoutType};
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, IntoConnectionInfo, ServerErrorKind};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType};
+use deadpool_redis::Manager as SingleManager;
+use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, ServerErrorKind};
 
-use crate::config::Secret;
+pub use connection::{Connection, Endpoint};
+pub use servers::{Servers, Watch};
+
+use crate::config::{RedisAddress, RedisServers};
+use connection::Link;
 
 /// Connections kept at most. Each is multiplexed by Redis in microseconds; more would only queue there.
 const MAX_SIZE: usize = 16;
+/// The same for a cluster, where each stands for one to every node.
+const MAX_CLUSTER_SIZE: usize = 6;
 /// For a connection: waiting for a free one, making one, checking one.
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
+/// The same where several servers must be asked.
+const FIND_LIMIT: Duration = Duration::from_millis(900);
 /// For a whole call, checkout included.
 const CALL_LIMIT: Duration = Duration::from_secs(1);
 
@@ -46,6 +60,7 @@ impl From<redis::RedisError> for RedisError {
                 Self::Away
             }
             ErrorKind::Server(kind) if is_passing(kind) => Self::Away,
+            ErrorKind::ClusterConnectionNotFound => Self::Away,
             ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
                 // "unknown command" quotes the arguments, where tokens are.
                 let detail = error.detail().unwrap_or_default();
@@ -61,7 +76,10 @@ impl From<redis::RedisError> for RedisError {
 /// Whether the server says that it cannot serve for now, rather than that the command is wrong.
 fn is_passing(kind: ServerErrorKind) -> bool {
     use ServerErrorKind as K;
-    matches!(kind, K::BusyLoading | K::MasterDown | K::ClusterDown | K::ReadOnly | K::TryAgain)
+    matches!(
+        kind,
+        K::BusyLoading | K::MasterDown | K::ClusterDown | K::ReadOnly | K::TryAgain | K::Moved | K::Ask
+    )
 }
 
 /// How full the pool is, for metrics.
@@ -80,41 +98,51 @@ pub struct PoolStatus {
 /// A pool of Redis connections with time limits. Clones share the connections.
 #[derive(Clone)]
 pub struct RedisPool {
-    pool: Pool,
+    pool: Pool<Manager>,
+    servers: Arc<Servers>,
+    connect_limit: Duration,
 }
 
 impl RedisPool {
-    /// A pool for the server at `url`. Does not connect: Redis may be absent.
+    /// A pool for the Redis at `address`. Does not connect: Redis may be absent.
     ///
     /// # Errors
-    /// [`RedisError::Refused`] when `url` is not a Redis address.
-    pub fn new(url: &Secret) -> Result<Self, RedisError> {
-        // The parser's own message can quote the URL, and so the password.
-        let refused = |_| RedisError::Refused("the address is not one of a Redis server".to_owned());
-        let info = url.expose().into_connection_info().map_err(refused)?.set_tcp_settings(tcp_settings());
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_LIMIT))
-            .set_response_timeout(Some(CALL_LIMIT));
-        let manager = Manager::new_with_config(info, config).map_err(refused)?;
-        let pool = Pool::builder(manager)
-            .max_size(MAX_SIZE)
+    /// [`RedisError::Refused`] when `address` is not a Redis address.
+    pub fn new(address: &RedisAddress) -> Result<Self, RedisError> {
+        let servers = Arc::new(Servers::new(address.clone()));
+        let (single, max_size, connect_limit) = match address.servers() {
+            RedisServers::Single(at) => {
+                let refused = |_| RedisError::Refused("the address is not one of a Redis server".to_owned());
+                let config = AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(CONNECT_LIMIT))
+                    .set_response_timeout(Some(CALL_LIMIT));
+                let client = address.client(at.clone()).map_err(refused)?;
+                let at = client.get_connection_info().clone();
+                let single = SingleManager::new_with_config(at, config).map_err(refused)?;
+                (Some(single), MAX_SIZE, CONNECT_LIMIT)
+            }
+            RedisServers::Sentinel(_) => (None, MAX_SIZE, FIND_LIMIT),
+            RedisServers::Cluster(_) => (None, MAX_CLUSTER_SIZE, FIND_LIMIT),
+        };
+        let pool = Pool::builder(Manager { single, servers: Arc::clone(&servers) })
+            .max_size(max_size)
             .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(CONNECT_LIMIT))
-            .create_timeout(Some(CONNECT_LIMIT))
-            .recycle_timeout(Some(CONNECT_LIMIT))
+            .wait_timeout(Some(connect_limit))
+            .create_timeout(Some(connect_limit))
+            .recycle_timeout(Some(connect_limit))
             .build()
             .map_err(|_| RedisError::Refused("the pool has no runtime".to_owned()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, servers, connect_limit })
     }
 
-    /// A connection, checked to be alive, within half a second.
-    ///
-    /// What is sent on it is bounded by the connection's own limit of 1 s for each answer.
-    ///
-    /// # Errors
-    /// [`RedisError::Away`] without one in time; [`RedisError::Refused`] when the login fails.
-    pub async fn conn(&self) -> Result<Connection, RedisError> {
-        match tokio::time::timeout(CONNECT_LIMIT, self.pool.get()).await {
+    /// The servers behind the pool, for whoever keeps a connection of its own.
+    pub fn servers(&self) -> &Arc<Servers> {
+        &self.servers
+    }
+
+    /// A connection, checked to be alive, within half a second, or twice that where several servers are asked.
+    async fn conn(&self) -> Result<Object<Manager>, RedisError> {
+        match tokio::time::timeout(self.connect_limit, self.pool.get()).await {
             Ok(Ok(conn)) => Ok(conn),
             Ok(Err(PoolError::Backend(error))) => Err(error.into()),
             Ok(Err(PoolError::Timeout(TimeoutType::Wait))) => {
@@ -132,7 +160,7 @@ impl RedisPool {
     pub async fn query<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> Result<T, RedisError> {
         bounded(async {
             let mut conn = self.conn().await?;
-            let answer = cmd.query_async(&mut conn).await;
+            let answer = cmd.query_async(&mut *conn).await;
             settle(conn, answer)
         })
         .await
@@ -145,7 +173,7 @@ impl RedisPool {
     pub async fn pipeline<T: FromRedisValue>(&self, pipeline: &redis::Pipeline) -> Result<T, RedisError> {
         bounded(async {
             let mut conn = self.conn().await?;
-            let answer = pipeline.query_async(&mut conn).await;
+            let answer = pipeline.query_async(&mut *conn).await;
             settle(conn, answer)
         })
         .await
@@ -161,7 +189,7 @@ impl RedisPool {
     ) -> Result<T, RedisError> {
         bounded(async {
             let mut conn = self.conn().await?;
-            let answer = invocation.invoke_async(&mut conn).await;
+            let answer = invocation.invoke_async(&mut *conn).await;
             settle(conn, answer)
         })
         .await
@@ -179,15 +207,36 @@ impl RedisPool {
     }
 }
 
-/// Nagle off, since calls are small and waited for; a peer that vanished without a word is noticed
-/// by probes on idle connections and by unacknowledged data on busy ones.
-fn tcp_settings() -> TcpSettings {
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
-    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(Duration::from_secs(5));
-    settings
+/// Makes and checks the pool's connections. One server's are deadpool-redis' own; its managers for
+/// sentinels and clusters take no certificates and no limits, and would let a demoted primary pass.
+struct Manager {
+    /// Of the only server, where there is only one.
+    single: Option<SingleManager>,
+    servers: Arc<Servers>,
+}
+
+impl managed::Manager for Manager {
+    type Type = Connection;
+    type Error = redis::RedisError;
+
+    async fn create(&self) -> Result<Connection, redis::RedisError> {
+        match &self.single {
+            Some(single) => Ok(Connection { link: Link::Server(single.create().await?), primary: None }),
+            None => self.servers.connect(Some(CALL_LIMIT)).await,
+        }
+    }
+
+    async fn recycle(&self, conn: &mut Connection, metrics: &Metrics) -> RecycleResult<redis::RedisError> {
+        if !self.servers.is_current(conn) {
+            return Err(RecycleError::message("the sentinels name another primary"));
+        }
+        match (&self.single, &mut conn.link) {
+            (Some(single), Link::Server(server)) => single.recycle(server, metrics).await,
+            (None, Link::Server(server)) => Ok(servers::must_be_primary(server).await?),
+            // It checks itself: a node that is away must not cost the slots of the others.
+            (_, Link::Cluster(_)) => Ok(()),
+        }
+    }
 }
 
 /// Boxed: a call to Redis is a state of many kilobytes, which would otherwise be part of every future
@@ -198,128 +247,18 @@ async fn bounded<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result
 
 /// Gives `conn` back to the pool, or drops it after an error that says it leads to the wrong or no server:
 /// the pool's own check would let a demoted master pass.
-fn settle<T>(conn: Connection, answer: Result<T, redis::RedisError>) -> Result<T, RedisError> {
+fn settle<T>(conn: Object<Manager>, answer: Result<T, redis::RedisError>) -> Result<T, RedisError> {
     answer.map_err(|error| {
         let error = RedisError::from(error);
         if error == RedisError::Away {
-            drop(Connection::take(conn));
+            drop(Object::take(conn));
         }
         error
     })
 }
 
-/// A real Redis for tests, alone on a free port and gone with the value.
 #[cfg(test)]
-pub(crate) mod test_redis {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    use super::RedisPool;
-    use crate::config::Secret;
-
-    pub(crate) struct TestRedis {
-        port: u16,
-        server: Child,
-    }
-
-    impl TestRedis {
-        /// Starts a server and returns once it answers.
-        pub(crate) fn start() -> Self {
-            // Another process may take the port between its choice and its use: then choose again.
-            for _ in 0..5 {
-                let port = free_port();
-                if let Some(server) = launch(port) {
-                    return Self { port, server };
-                }
-            }
-            panic!("no redis-server could be started");
-        }
-
-        /// Ends the server at once, as a crash would.
-        pub(crate) fn kill(&mut self) {
-            self.server.kill().unwrap();
-            self.server.wait().unwrap();
-        }
-
-        /// Starts the server again, empty, on the same port.
-        pub(crate) fn restart(&mut self) {
-            self.kill();
-            self.server = launch(self.port).expect("redis-server did not come back");
-        }
-
-        /// Stops the server without closing anything: connections stay, answers do not come.
-        pub(crate) fn freeze(&self) {
-            self.signal("-STOP");
-        }
-
-        /// Lets a frozen server go on.
-        pub(crate) fn thaw(&self) {
-            self.signal("-CONT");
-        }
-
-        pub(crate) fn url(&self) -> Secret {
-            Secret::new(format!("redis://127.0.0.1:{}", self.port))
-        }
-
-        pub(crate) fn pool(&self) -> RedisPool {
-            RedisPool::new(&self.url()).unwrap()
-        }
-
-        fn signal(&self, signal: &str) {
-            let status = Command::new("kill").args([signal, &self.server.id().to_string()]).status();
-            assert!(status.unwrap().success());
-        }
-    }
-
-    impl Drop for TestRedis {
-        fn drop(&mut self) {
-            let _ = self.server.kill();
-            let _ = self.server.wait();
-        }
-    }
-
-    /// An address at which nothing listens.
-    pub(crate) fn nowhere() -> RedisPool {
-        RedisPool::new(&Secret::new(format!("redis://127.0.0.1:{}", free_port()))).unwrap()
-    }
-
-    fn free_port() -> u16 {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-    }
-
-    fn launch(port: u16) -> Option<Child> {
-        let mut server = Command::new("redis-server")
-            .args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("redis-server is needed for these tests");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < deadline && server.try_wait().unwrap().is_none() {
-            if answers(port) {
-                return Some(server);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let _ = server.kill();
-        let _ = server.wait();
-        None
-    }
-
-    fn answers(port: u16) -> bool {
-        let ping = || {
-            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            stream.write_all(b"PING\r\n")?;
-            let mut answer = [0; 5];
-            stream.read_exact(&mut answer)?;
-            std::io::Result::Ok(&answer == b"+PONG")
-        };
-        ping().unwrap_or(false)
-    }
-}
+pub(crate) mod test_redis;
 
 #[cfg(test)]
 mod tests {
@@ -404,14 +343,8 @@ mod tests {
     #[tokio::test]
     async fn tls_to_a_server_without_it_is_an_error() {
         let redis = TestRedis::start();
-        let url = redis.url().expose().replace("redis://", "rediss://");
-        let pool = RedisPool::new(&Secret::new(url)).unwrap();
+        let url = redis.url().replace("redis://", "rediss://");
+        let pool = RedisPool::new(&url.parse().unwrap()).unwrap();
         assert!(pool.query::<String>(&get("k")).await.is_err());
-    }
-
-    #[test]
-    fn a_wrong_address_is_refused_without_quoting_it() {
-        let error = RedisPool::new(&Secret::new("nonsense://:hunter2@x")).map(|_| ()).unwrap_err();
-        assert!(!error.to_string().contains("hunter2"));
     }
 }
