@@ -535,3 +535,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 #[path = "admission_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "admission_fuzz.rs"]
+mod fuzz;

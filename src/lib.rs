@@ -53,6 +53,9 @@ pub mod logging;
 /// Settings, checked before the start.
 pub mod config;
 
+/// Damaged inputs for every decoder.
+#[cfg(test)]
+mod fuzz;
 /// A whole cluster in virtual time, from a seed.
 #[cfg(test)]
 mod simulation;

@@ -317,3 +317,6 @@ fn note_last_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
 pub(crate) fn wall_clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -14,3 +14,6 @@ mod state;
 pub use params::ConnectParams;
 pub use socket::{Admission, Sockets, asks_for_upgrade, open};
 pub use state::Client;
+
+#[cfg(test)]
+mod fuzz;

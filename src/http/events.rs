@@ -79,7 +79,7 @@ fn last_event(request: &HttpRequest) -> Result<Option<String>, Problem> {
 }
 
 /// The number in a version, if `node` gave it.
-fn version_here(id: &str, node: NodeId) -> Option<u64> {
+pub(super) fn version_here(id: &str, node: NodeId) -> Option<u64> {
     let (giver, number) = id.split_once('.')?;
     if giver == node.short() { number.parse().ok() } else { None }
 }

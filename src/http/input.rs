@@ -56,7 +56,7 @@ pub fn segment(request: &HttpRequest, index: usize) -> Result<Cow<'_, str>, Prob
 }
 
 /// What is percent-encoded in `raw`, unless it is not: a `%` stands before two hexadecimal digits only.
-fn decoded(raw: &str) -> Option<Cow<'_, str>> {
+pub(super) fn decoded(raw: &str) -> Option<Cow<'_, str>> {
     let is_escape = |rest: &[u8]| rest.len() >= 2 && rest[..2].iter().all(u8::is_ascii_hexdigit);
     let mut escapes = raw.bytes().enumerate().filter(|(_, byte)| *byte == b'%');
     if !escapes.all(|(at, _)| is_escape(&raw.as_bytes()[at + 1..])) {
@@ -92,17 +92,21 @@ impl Page {
     /// The item after which the page begins.
     pub fn after(&self) -> Result<Option<String>, Problem> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
-        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
-        match bytes.and_then(|bytes| String::from_utf8(bytes).ok()) {
-            Some(text) if !text.is_empty() => Ok(Some(text)),
-            _ => Err(Problem::bad_request("cursor is not one that an earlier page gave as `next`")),
-        }
+        let after = uncursor(cursor);
+        let wrong = || Problem::bad_request("cursor is not one that an earlier page gave as `next`");
+        after.map(Some).ok_or_else(wrong)
     }
 }
 
 /// The cursor of the page that begins after `item`.
 pub fn cursor(item: &str) -> String {
     URL_SAFE_NO_PAD.encode(item)
+}
+
+/// The item that a cursor names.
+pub(super) fn uncursor(cursor: &str) -> Option<String> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    (!text.is_empty()).then_some(text)
 }
 
 /// The body of a call, read whole. What it says is looked at by [`Body::json`], after the caller

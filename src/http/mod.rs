@@ -158,4 +158,6 @@ pub fn cors(origins: &Origins) -> Cors {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
