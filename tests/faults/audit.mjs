@@ -8,12 +8,6 @@
 
 import { now } from "./truth.mjs"
 
-/**
- * Whether coming back to another node within the grace is invisible, refs included. Until it is, the
- * user stays, but is seen with two connections for a moment.
- */
-export const GRACE_ACROSS_NODES = false
-
 /** How long a join may take to be seen everywhere. The first of a channel is at once, under churn they share diffs. */
 const VISIBLE = 1000
 /** A server that closes a socket knows of it before the client does. */
@@ -73,12 +67,21 @@ export class Audit {
     }
     // Refs too: a leave and a join of the same connection in one diff would else go unseen.
     for (const { at: when, what } of refTimes) {
-      if (what === "in" || this.#excused(seat, epoch.node, when)) continue
-      if (what === "replaced" && seat.updates > 0) continue
-      const ended = seat.spans.some((span) => span.ended && span.ended.at <= when)
-      const moved = seat.spans.length > 1 && (!GRACE_ACROSS_NODES || !seat.spans.every((_, i) => i + 1 === seat.spans.length || this.truth.cameBack(seat.spans, i)))
-      if (!ended && !(moved && seat.spans.length > 1)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
+      if (what === "in" || (what === "replaced" && seat.updates > 0) || this.#excused(seat, epoch.node, when)) continue
+      if (heirs.some((heir) => this.#tookOver(view, seat, when, heir))) continue
+      const last = seat.spans.findLastIndex((span) => span.ended && span.ended.at <= when)
+      if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
+      else if (this.#isSeamless(seat, last)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
     }
+  }
+
+  /**
+   * Whether nobody may have seen anything of the ends of all spans up to `last`: it came back in time, to the same
+   * node, or to another with a resume key. Without one it may show twice for a moment: the other node may not
+   * have heard yet whose socket ended.
+   */
+  #isSeamless({ spans, keyed }, last) {
+    return spans.slice(0, last + 1).every(({ node, ended }, i) => ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed || spans[i + 1].node === node))
   }
 
   /** Whether the leave is that of a seat in its grace which another connection of the same user had taken over. */
@@ -94,7 +97,7 @@ export class Audit {
     const { ended } = spans[last]
     if (ended.how === "leave" || ended.how === "kill") return this.truth.cameBack(spans, last) && ended.how === "kill" ? "had come back elsewhere" : null
     if (this.truth.cameBack(spans, last)) return "came back within the grace"
-    if (out < ended.at + this.truth.grace - EARLY[ended.how]) return `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left`
+    if (out < ended.at + this.truth.grace - EARLY[ended.how] - this.truth.lateness(ended.at)) return `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left`
     return null
   }
 

@@ -45,13 +45,13 @@ export class Churn {
   #step() {
     const { chance, world } = this
     // The same number of draws at each step, so that a replay makes the same decisions.
-    const draws = [chance.next(), chance.next(), chance.next(), chance.next(), chance.next()]
+    const draws = Array.from({ length: 6 }, chance.next)
     const pick = (list, draw) => list[Math.floor(draw * list.length)]
     this.done++
     this.#crowd = this.#crowd.filter(({ stage }) => stage !== "gone")
     const open = world.addresses().filter((node) => !node.stopped)
     const settled = this.#crowd.filter(({ stage }) => stage === "in")
-    if (this.#crowd.length < CROWD * draws[4] || settled.length === 0) {
+    if (this.#crowd.length < CROWD * draws[5] || settled.length === 0) {
       if (open.length === 0 || this.#crowd.length >= CROWD * 2) return
       const id = `v${++this.#number}`
       const visitor = world.visitor({
@@ -60,6 +60,7 @@ export class Churn {
         node: pick(open, draws[1]),
         channels: draws[2] < 0.3 ? world.channels : [pick(world.channels, draws[2])],
         real: draws[3] < 0.35,
+        keyed: draws[4] < 0.5,
       })
       this.#crowd.push(visitor)
       visitor.enter().catch((error) => world.faults.push(`${id}: ${error.stack}`))
@@ -68,7 +69,7 @@ export class Churn {
     const visitor = pick(settled, draws[0])
     if (draws[1] < 0.3) visitor.leave({ untrack: draws[2] < 0.3 })
     else if (draws[1] < 0.5) visitor.drop()
-    else if (draws[1] < 0.7) visitor.bounce().catch((error) => world.faults.push(`${visitor.id}: ${error.stack}`))
+    else if (draws[1] < 0.7 && open.length > 0) visitor.bounce(draws[2] < 0.5 ? pick(open, draws[3]) : undefined).catch((error) => world.faults.push(`${visitor.id}: ${error.stack}`))
     else visitor.update()
   }
 }

@@ -83,7 +83,7 @@ describe("a node is stopped on purpose", { concurrency: 3 }, () => {
       process.kill(b.pid, "SIGTERM")
       await until(() => b.log().includes("draining"), "it drains")
       b.killedAt = now()
-      world.truth.killed_(b)
+      world.truth.died(b)
       const { code, ms } = await b.stop("SIGTERM")
       world.retire(b)
       assert.equal(code, 1)

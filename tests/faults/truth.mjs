@@ -15,12 +15,14 @@ export class Truth {
   /** When a node that lives may look dead to the others. */
   excuses = []
 
-  constructor({ grace, converge, killed, lease }) {
-    Object.assign(this, { grace, converge, killed, lease })
+  /** `lateness` says how much later than the server this process may have noticed what was noticed at a time. */
+  constructor({ grace, converge, killed, lease, lateness = () => 0 }) {
+    Object.assign(this, { grace, converge, killed, lease, lateness })
   }
 
-  seat(channel, user, tag) {
-    const seat = { channel, user, tag, spans: [], updates: 0 }
+  /** `keyed`: it is known by a resume key. */
+  seat(channel, user, tag, keyed = false) {
+    const seat = { channel, user, tag, keyed, spans: [], updates: 0 }
     this.seats.set(`${channel}|${tag}`, seat)
     return seat
   }
@@ -41,7 +43,7 @@ export class Truth {
   }
 
   /** Everyone on `node` is gone with it. */
-  killed_(node) {
+  died(node) {
     for (const seat of this.seats.values()) for (const span of seat.spans) if (span.node === node) this.end(span, "kill")
   }
 
@@ -92,10 +94,13 @@ export class Truth {
 
   /** Whether the span after `spans[at]` came so early that nobody may have seen the seat leave. */
   cameBack(spans, at) {
-    const { ended } = spans[at]
+    const { ended, node } = spans[at]
     const next = spans[at + 1]
+    if (!next?.acked) return false
     const kept = ended.how === "kill" ? (this.lease * 2) / 3 : this.grace
-    return Boolean(next?.acked && next.acked + 300 <= ended.at + kept)
+    // While they cannot hear of each other, one node cannot know that somebody came back to another.
+    if (next.node !== node && this.due(ended.at, kept, node, next.node).disturbed && ended.how !== "kill") return false
+    return next.acked + 300 + this.lateness(ended.at) <= ended.at + kept
   }
 
   /** Who is in `channel` now: seats, each with its open span. */

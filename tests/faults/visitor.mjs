@@ -6,8 +6,8 @@ import { now } from "./truth.mjs"
 import { View } from "./view.mjs"
 
 /**
- * `watches`: what it is told is audited. `observes`: it only watches, and is not present. `port`: instead of its
- * node's own, for one who comes by a proxy.
+ * `watches`: what it is told is audited. `observes`: it only watches, and is not present. `keyed`: it has
+ * a resume key. `port`: instead of its node's own, for one who comes by a proxy.
  */
 export class Visitor {
   /** "out", "coming", "in" or "gone" for good. */
@@ -17,13 +17,15 @@ export class Visitor {
   closes = []
   views = []
 
-  constructor(world, { id, user, node, channels, real = false, watches = false, observes = false, port }) {
-    Object.assign(this, { world, id, user, node, real, watches: watches || observes, observes, port })
+  constructor(world, { id, user, node, channels, real = false, watches = false, observes = false, keyed = false, port }) {
+    Object.assign(this, { world, id, user, node, real, watches: watches || observes, observes, keyed, port })
     this.channels = real ? channels.slice(0, 1) : channels
     this.serial = 0
   }
 
   #meta = (seat) => ({ tag: seat.tag, ...(seat.updates > 0 && { n: seat.updates }) })
+  /** What it joins with. The key is this life's own: who left and comes again is somebody new. */
+  #payload = (seat) => ({ user_id: this.user, meta: this.#meta(seat), ...(this.keyed && { resume: `the key of ${seat.tag}` }) })
 
   /** Connects and joins all its channels. */
   async enter(node = this.node) {
@@ -31,7 +33,7 @@ export class Visitor {
     this.stage = "coming"
     if (this.seats.length === 0 && !this.observes) {
       const life = ++this.serial
-      this.seats = this.channels.map((channel) => this.world.truth.seat(channel, this.user, `${this.id}.${life}`))
+      this.seats = this.channels.map((channel) => this.world.truth.seat(channel, this.user, `${this.id}.${life}`, this.keyed))
     }
     await (this.real ? this.#enterReal() : this.#enterRaw())
   }
@@ -44,7 +46,7 @@ export class Visitor {
     const { truth } = this.world
     const [seat] = this.seats
     this.#begin(seat, this.node)
-    const me = member(this.node, seat.channel, () => ({ user_id: this.user, meta: this.#meta(seat) }), {
+    const me = member(this.node, seat.channel, () => this.#payload(seat), {
       reconnectAfterMs: (tries) => [10, 50, 100, 150, 200, 250, 500][tries - 1] ?? 500,
       rejoinAfterMs: (tries) => [50, 100, 200, 500][tries - 1] ?? 500,
     })
@@ -139,7 +141,7 @@ export class Visitor {
         this.#begin(seat, this.node)
         joins.set(mine, seat.span)
       }
-      const who = seat ? { user_id: this.user, meta: this.#meta(seat) } : { user_id: this.id, observe: true }
+      const who = seat ? this.#payload(seat) : { user_id: this.id, observe: true }
       raw.send(mine, mine, channel, "phx_join", who)
     }
   }
@@ -183,15 +185,15 @@ export class Visitor {
     this.#terminate()
   }
 
-  /** Its socket ends without a word, and it comes back at once to the same node. */
-  async bounce() {
+  /** Its socket ends without a word, and it comes back at once to `node`. */
+  async bounce(node = this.node) {
     if (this.stage !== "in" || this.real) return
     for (const seat of this.seats) this.world.truth.end(seat.span, "drop")
     const old = this.raw
     this.raw = null
     this.stage = "coming"
     old.close()
-    await this.enter(this.node)
+    await this.enter(node)
   }
 
   #push(seat, event, payload) {

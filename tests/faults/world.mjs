@@ -81,7 +81,8 @@ export class World {
     // One heartbeat, and what connecting again takes at most: pause, connection, reading.
     world.converge = world.presenceTtl / 3 + 4000
     // The lease, a look at it each second, and room for a slow machine: 15 s with the default lease.
-    world.truth = new Truth({ grace: world.grace, converge: world.converge, killed: world.lease + 5000, lease: world.lease })
+    const lateness = (at) => world.lag.between(at - 1500, at)
+    world.truth = new Truth({ grace: world.grace, converge: world.converge, killed: world.lease + 5000, lease: world.lease, lateness })
     world.channels = Array.from({ length: channels }, (_, i) => `room:${i + 1}`)
     world.lag = new Lag()
     world.proxied = proxied
@@ -128,10 +129,10 @@ export class World {
     for (const [at, node] of this.nodes.entries()) {
       for (let i = 0; i < stayers; i++) {
         const channel = this.channels[i % this.channels.length]
-        coming.push(this.visitor({ id: `stay-${node.name}-${i}`, user: `stays ${node.name} ${i}`, node, channels: [channel], real: true, watches: true }))
+        coming.push(this.visitor({ id: `stay-${node.name}-${i}`, user: `stays ${node.name} ${i}`, node, channels: [channel], real: true, watches: true, keyed: i % 2 === 0 }))
       }
       // One user with a connection on every node.
-      coming.push(this.visitor({ id: `many-${node.name}`, user: "many: %ü", node, channels: this.channels, real: at === 0, watches: at === 0 }))
+      coming.push(this.visitor({ id: `many-${node.name}`, user: "many: %ü", node, channels: this.channels, real: at === 0, watches: at === 0, keyed: at === 1 }))
     }
     this.stayers = coming
     await Promise.all(coming.map((one) => one.enter()))
@@ -155,7 +156,7 @@ export class World {
   /** `kill -9`. */
   async kill(node) {
     node.killedAt = now()
-    this.truth.killed_(node)
+    this.truth.died(node)
     await node.stop("SIGKILL")
     this.retire(node)
   }
