@@ -8,7 +8,10 @@ use crate::config::{Config, LogFormat};
 
 /// Starts logging to standard error. Only the first call in a process has an effect.
 pub fn start(config: &Config) {
-    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The library tells each attempt to reach a part of a cluster, several a second; what follows from them
+    // we tell ourselves. Who asks for its lines (`info,redis=warn`) gets them.
+    let filter = EnvFilter::try_new(format!("redis=off,{}", config.log));
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

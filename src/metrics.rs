@@ -51,7 +51,9 @@ pub struct Metrics {
     pub redis_events: Count,
     pub redis_gaps: Count,
     pub redis_readings: Count,
-    pub redis_repairs: Count,
+    pub audit_ghosts: Count,
+    pub audit_missing: Count,
+    pub audit_skipped: Count,
     pub redis_dropped: Count,
     pub nodes: Gauge,
     pub nodes_lost: Count,
@@ -129,7 +131,9 @@ impl Metrics {
             redis_events: Count::default(), "Messages from other nodes";
             redis_gaps: Count::default(), "Messages that showed that one before them was lost";
             redis_readings: Count::default(), "Channels read from Redis";
-            redis_repairs: Count::default(), "Own presence fields that were missing in Redis and written again";
+            audit_ghosts: Count::default(), "Seats found shown or stored on which nobody sits, and removed";
+            audit_missing: Count::default(), "Taken seats found not shown or not stored, and put right";
+            audit_skipped: Count::default(), "Announcements missed without a sign, which a heartbeat told of";
             redis_dropped: Count::default(), "Presence writes dropped on a full queue (all is written again)";
             nodes: Gauge::default(), "Nodes that hold a lease, this one included";
             nodes_lost: Count::default(), "Nodes declared dead by this one";

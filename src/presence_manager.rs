@@ -93,7 +93,7 @@ impl Seated {
 
     fn track(&self, meta: Arc<str>) {
         let (connection, user) = (self.connection, Arc::clone(&self.user));
-        self.channel.do_send(Track { connection, user, meta, at: Instant::now() });
+        self.channel.do_send(Track { connection, user, meta, resume: None, at: Instant::now() });
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Reject {
     MetaNotObject,
     #[error("meta is larger than {0} bytes")]
     MetaTooLarge(usize),
+    #[error("resume must be a string of 8 to 128 bytes")]
+    ResumeInvalid,
     #[error("channel name must have 1 to {0} bytes")]
     ChannelName(usize),
     #[error("too many channels joined")]

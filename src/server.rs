@@ -211,9 +211,9 @@ async fn drain(node: &Node, handle: &ServerHandle) {
     if metrics.open() > 0 {
         node.hubs.tell(Drain { over: DRAIN_OVER });
         until(DRAIN_OVER + Duration::from_secs(1), || metrics.open() == 0).await;
-        // Whoever comes back elsewhere within the grace is not seen to leave.
-        until(node.config.grace.min(Duration::from_secs(2)), || metrics.members.get() == 0).await;
     }
+    // Whoever comes back elsewhere within the grace is not seen to leave.
+    until(node.config.grace.min(Duration::from_secs(2)), || metrics.members.get() == 0).await;
     node.registry.drain();
     until(Duration::from_secs(1), || metrics.members.get() == 0).await;
     let leaving = node.registry.shared().cluster.leave();

@@ -21,14 +21,21 @@ function remember(store, key, value) {
   try { store.setItem(`rollcall.${key}`, JSON.stringify(value)); } catch { /* private mode */ }
 }
 
-/** One id for all tabs of this browser, so that they are one member. */
-function ownId() {
-  const known = recall(localStorage, "user");
+const randomHex = (bytes) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/** What `store` keeps under `key`, made when it is first asked for. */
+function own(store, key, make) {
+  const known = recall(store, key);
   if (typeof known === "string" && known) return known;
-  const id = "u-" + Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  remember(localStorage, "user", id);
-  return id;
+  const made = make();
+  remember(store, key, made);
+  return made;
 }
+
+/** One id for all tabs of this browser, so that they are one member. */
+const ownId = () => own(localStorage, "user", () => `u-${randomHex(6)}`);
+/** One key for this tab, kept when it reloads. A duplicated tab has the same; the server tells them apart. */
+const resume = own(sessionStorage, "resume", () => randomHex(16));
 
 function friendlyName() {
   const pick = (words) => words[Math.floor(Math.random() * words.length)];
@@ -154,7 +161,8 @@ function enter(name) {
   if (room) leave();
   topic = name;
   isSynced = false;
-  room = server.join(name, { user: me, meta: meta(), observe: $("watch").checked });
+  remember(localStorage, profileKey, profile); // A reload shows the same.
+  room = server.join(name, { user: me, meta: meta(), observe: $("watch").checked, resume });
   room.onchange = onChange;
   room.onerror = (reason) => note("note", `The server says: ${reason}`);
   if (server.state.name === "offline") server.connect();

@@ -69,11 +69,14 @@ export class Rollcall {
     this.#become({ name: "offline" });
   }
 
-  /** Enters a topic. With `observe` you see who is there and are not there yourself. */
-  join(topic, { user, meta = {}, observe = false }) {
+  /**
+   * Enters a topic. With `observe` you see who is there and are not there yourself. `resume` is a key of your
+   * own making, kept over a reload: by it the server knows that you are back, and shows nobody a leave.
+   */
+  join(topic, { user, meta = {}, observe = false, resume }) {
     this.#channels.get(topic)?.leave();
     const send = (joinRef, event, payload) => this.#send(joinRef, topic, event, payload);
-    const channel = new Channel({ user, meta, observe }, send, () => this.#channels.delete(topic));
+    const channel = new Channel({ user, meta, observe, resume }, send, () => this.#channels.delete(topic));
     this.#channels.set(topic, channel);
     if (this.state.name === "online") channel.enter();
     return channel;
@@ -151,10 +154,10 @@ class Channel {
   /** Joins. Called for each new connection; `track` or `untrack` since then is in the request already. */
   enter() {
     clearTimeout(this.#timer);
-    const { user, meta, observe } = (this.#asked = this.#me);
+    const { user, meta, observe, resume } = (this.#asked = this.#me);
     this.#joined = false;
     this.#waiting = []; // Diffs may come before the snapshot they build on.
-    this.#joinRef = this.#send(null, "phx_join", { user_id: user, meta, ...(observe && { observe }) });
+    this.#joinRef = this.#send(null, "phx_join", { user_id: user, meta, resume, ...(observe && { observe }) });
     this.#timer = setTimeout(() => this.enter(), ANSWER_MS);
   }
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Message, SpawnHandle};
 
 use super::core::{Audience, ChannelCore, Effect, Noticed};
-use super::{Fan, HubLink, Published, Registry, Shared, Update};
+use super::{Fan, HubLink, Probe, Published, Registry, Shared, Update};
 use crate::cluster::{Told, wall_clock};
-use crate::presence::{Diff, Snapshot};
+use crate::presence::{Diff, ResumeKey, Snapshot};
 
 /// How long a channel without any interest stays, in case someone comes back.
 const LINGER: Duration = Duration::from_secs(5);
@@ -40,6 +40,8 @@ pub struct Track {
     pub connection: u64,
     pub user: Arc<str>,
     pub meta: Arc<str>,
+    /// By what it is recognised when it comes back, beyond its user.
+    pub resume: Option<ResumeKey>,
     /// When it arrived here.
     pub at: Instant,
 }
@@ -55,6 +57,13 @@ pub struct Untrack {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Dropped {
+    pub connection: u64,
+}
+
+/// Something came from a connection about which a [`Probe`] asked.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Alive {
     pub connection: u64,
 }
 
@@ -101,6 +110,10 @@ impl Channel {
         for effect in self.core.settle(self.audience(), Instant::now()) {
             self.carry_out(effect, ctx);
         }
+        let audit = self.core.state.take_audit();
+        self.shared.metrics.audit_ghosts.inc_by(audit.ghosts);
+        self.shared.metrics.audit_missing.inc_by(audit.missing);
+        self.shared.metrics.audit_skipped.inc_by(audit.skipped);
         let own_seats = self.core.state.own_seats();
         self.shared.metrics.members.inc_by(own_seats as i64 - self.own_seats as i64);
         self.own_seats = own_seats;
@@ -112,10 +125,17 @@ impl Channel {
     fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         let cluster = &self.shared.cluster;
         match effect {
-            Effect::Announce(batch) => cluster.announce(&self.name, batch),
+            Effect::Announce(batch, digest) => cluster.announce(&self.name, batch, digest),
             Effect::Read(asked) => cluster.read(&self.name, asked, ctx.address().recipient()),
-            Effect::WriteAgain { version, seats } => cluster.write_again(&self.name, version, seats),
-            Effect::Repair { version, ops } => cluster.repair(&self.name, version, ops),
+            // The one on whose thread it is knows it.
+            Effect::Probe(connection) => {
+                for link in &self.links {
+                    link.probe.do_send(Probe { connection });
+                }
+            }
+            Effect::WriteAgain { version, digest, seats } => {
+                cluster.write_again(&self.name, version, digest, seats);
+            }
             Effect::GoLive { roster, diff } => {
                 self.count(&diff);
                 self.publish(roster);
@@ -173,7 +193,7 @@ impl Channel {
         if self.grace_timer.is_some() {
             return;
         }
-        let Some(next) = self.core.next_grace() else { return };
+        let Some(next) = self.core.next_time() else { return };
         let wait = next.saturating_duration_since(Instant::now());
         self.grace_timer = Some(ctx.run_later(wait, |this, ctx| {
             this.grace_timer = None;
@@ -254,7 +274,8 @@ impl Handler<Track> for Channel {
     type Result = ();
 
     fn handle(&mut self, track: Track, ctx: &mut Self::Context) {
-        self.core.state.track(track.connection, &track.user, &track.meta, wall_clock(), track.at);
+        let Track { connection, user, meta, resume, at } = track;
+        self.core.state.track(connection, &user, &meta, resume, wall_clock(), at);
         self.settle(ctx);
     }
 }
@@ -272,7 +293,16 @@ impl Handler<Dropped> for Channel {
     type Result = ();
 
     fn handle(&mut self, Dropped { connection }: Dropped, ctx: &mut Self::Context) {
-        self.core.state.dropped(connection, Instant::now());
+        self.core.state.dropped(connection, wall_clock(), Instant::now());
+        self.settle(ctx);
+    }
+}
+
+impl Handler<Alive> for Channel {
+    type Result = ();
+
+    fn handle(&mut self, Alive { connection }: Alive, ctx: &mut Self::Context) {
+        self.core.state.alive(connection, Instant::now());
         self.settle(ctx);
     }
 }
@@ -290,13 +320,13 @@ impl Handler<Told> for Channel {
     type Result = ();
 
     fn handle(&mut self, told: Told, ctx: &mut Self::Context) {
-        match self.core.told(told) {
+        match self.core.told(told, Instant::now()) {
             Noticed::Nothing => {}
             Noticed::Gap => {
                 self.shared.metrics.redis_gaps.inc();
             }
             Noticed::Missing(seats) => {
-                self.shared.metrics.redis_repairs.inc_by(seats as u64);
+                self.shared.metrics.audit_missing.inc_by(seats as u64);
             }
         }
         self.settle(ctx);

@@ -11,22 +11,25 @@ use std::time::{Duration, Instant};
 use super::state::{ChannelState, HeardAs, Output};
 use super::window::window;
 use crate::cluster::{Seats, Told};
-use crate::presence::{Batch, Diff, Ids, NodeId, Op, Snapshot};
+use crate::presence::{Batch, Diff, Ids, NodeId, Snapshot};
 
 /// Diffs a hub may have unhandled. Over it, changes gather longer: the queue to a hub is bounded.
 const MAX_BEHIND: usize = 2;
 
+/// So many heartbeats in a row that find too many users in the store are no coincidence.
+const TOO_MANY: u32 = 2;
+
 /// Something that must be done outside.
 #[derive(Debug)]
 pub enum Effect {
-    /// Tell the other nodes and the shared store.
-    Announce(Batch),
+    /// Tell the other nodes and the shared store: changes, and the digest of the own part after them.
+    Announce(Batch, u64),
     /// Read the channel from the shared store; the versions known now go with the question.
     Read(HashMap<NodeId, u64>),
+    /// Find out whether this connection lives.
+    Probe(u64),
     /// Write the whole of the own part.
-    WriteAgain { version: u64, seats: Seats },
-    /// Write these of the own seats, which were missing.
-    Repair { version: u64, ops: Vec<Op> },
+    WriteAgain { version: u64, digest: u64, seats: Seats },
     /// Publish the roster, and tell the hubs that it can be shown.
     GoLive { roster: Snapshot, diff: Diff },
     /// Publish the roster, then tell the hubs the diff that leads to it.
@@ -51,6 +54,8 @@ pub struct ChannelCore {
     published: bool,
     /// When the last diff was told, and how long what it cost asks to wait after it.
     last_diff: Option<(Instant, Duration)>,
+    /// How many heartbeats in a row have found more users in the store than are known.
+    too_many: u32,
     /// What the cluster asked for, to be done with the state's own outputs.
     asked: Vec<Effect>,
 }
@@ -59,11 +64,11 @@ impl ChannelCore {
     /// An empty channel, not yet live.
     pub fn new(ids: Ids, grace_period: Duration) -> Self {
         let state = ChannelState::new(ids.clone(), grace_period);
-        Self { state, ids, published: false, last_diff: None, asked: Vec::new() }
+        Self { state, ids, published: false, last_diff: None, too_many: 0, asked: Vec::new() }
     }
 
     /// Takes in what the cluster says.
-    pub fn told(&mut self, told: Told) -> Noticed {
+    pub fn told(&mut self, told: Told, now: Instant) -> Noticed {
         match told {
             Told::Batch { node, batch } => {
                 if self.state.hear(node, batch) == HeardAs::Gap {
@@ -73,32 +78,41 @@ impl ChannelCore {
             Told::Read(reading) => self.state.merge(reading),
             Told::ReadAgain => self.state.read_again(),
             Told::WriteAgain => {
-                let (version, seats) = self.state.own_to_write();
-                self.asked.push(Effect::WriteAgain { version, seats });
+                self.write_again();
             }
             Told::Away => self.state.go_live(),
             Told::NodeDown(node) => self.state.node_down(node),
-            Told::Beaten { versions, missing } => {
-                self.state.compare(&versions);
-                if !missing.is_empty() {
-                    let (version, ops) = (self.state.own().0, self.state.entries(&missing));
-                    self.asked.push(Effect::Repair { version, ops });
-                    return Noticed::Missing(missing.len());
+            Told::Beaten { stated, missing, users } => {
+                self.state.compare(&stated, now);
+                let missing = self.state.still_taken(&missing);
+                // More users there than anybody here knows of, twice in a row: perhaps one is a ghost of ours.
+                let too_many = users > self.state.online();
+                self.too_many = if too_many { self.too_many + 1 } else { 0 };
+                if missing > 0 || self.too_many == TOO_MANY {
+                    self.write_again();
                 }
+                return Noticed::Missing(missing);
             }
         }
         Noticed::Nothing
     }
 
-    /// After every input, and when [`ChannelCore::next_diff`] or [`ChannelCore::next_grace`] has come:
+    fn write_again(&mut self) {
+        let (version, seats) = self.state.own_to_write();
+        self.asked.push(Effect::WriteAgain { version, digest: self.state.own_digest(), seats });
+    }
+
+    /// After every input, and when [`ChannelCore::next_diff`] or [`ChannelCore::next_time`] has come:
     /// what must be done now, in this order.
     #[must_use]
     pub fn settle(&mut self, audience: Audience, now: Instant) -> Vec<Effect> {
         self.state.end_grace(now);
+        self.state.audit(now);
         let mut effects = std::mem::take(&mut self.asked);
         effects.extend(self.state.take_outputs().into_iter().map(|output| match output {
-            Output::Announce(batch) => Effect::Announce(batch),
+            Output::Announce(batch, digest) => Effect::Announce(batch, digest),
             Output::Read(asked) => Effect::Read(asked),
+            Output::Probe(connection) => Effect::Probe(connection),
         }));
         if !self.state.is_live() {
             return effects;
@@ -135,9 +149,9 @@ impl ChannelCore {
         Some(self.last_diff.map_or(now, |(last, cost)| last + window.max(cost)))
     }
 
-    /// When the next seat's grace is over.
-    pub fn next_grace(&self) -> Option<Instant> {
-        self.state.next_grace()
+    /// When there is something to do that nobody asks for: a grace that is over, a look at what differed.
+    pub fn next_time(&self) -> Option<Instant> {
+        self.state.next_time()
     }
 
     /// What the pending diff would cost, as the least time between it and another.

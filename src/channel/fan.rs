@@ -33,6 +33,13 @@ pub struct Fan {
     pub meter: Arc<Meter>,
 }
 
+/// Does this connection live? If it is the hub's, and something comes from it, [`super::Alive`] is the answer.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Probe {
+    pub connection: u64,
+}
+
 /// One diff of one channel, as told to every viewer.
 #[derive(Debug)]
 pub struct Update {
@@ -110,5 +117,6 @@ pub struct HubLink {
     pub hub: usize,
     pub live: Recipient<Live>,
     pub fan: Recipient<Fan>,
+    pub probe: Recipient<Probe>,
     pub meter: Arc<Meter>,
 }

@@ -15,13 +15,14 @@ mod rosters;
 mod state;
 mod window;
 
-pub use actor::{Channel, Detach, Drain, Dropped, Track, Untrack};
-pub use fan::{Fan, HubLink, Live, Meter, Update};
+pub use actor::{Alive, Channel, Detach, Drain, Dropped, Track, Untrack};
+pub use fan::{Fan, HubLink, Live, Meter, Probe, Update};
 pub use registry::{Registry, Shared};
 pub use rosters::{Published, Rosters};
 
 /// What the simulation drives as the actor does.
 #[cfg(test)]
 pub(crate) mod sim {
-    pub use super::core::{Audience, ChannelCore, Effect};
+    pub use super::core::{Audience, ChannelCore, Effect, Noticed};
+    pub use super::state::Audit;
 }

@@ -3,26 +3,70 @@
 //! Plain data: inputs come in as method calls with the time as an argument, and what must be done
 //! comes out as [`Output`]s. It joins the roster (who is in), the grace (whose seat waits), the
 //! pending diff (what viewers must be told) and the catching up with other nodes.
+//!
+//! Who comes back is seated where the user sat before, on whatever node that was: see
+//! [`ChannelState::track`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use indexmap::IndexMap;
+
 use super::grace::Grace;
 use crate::presence::{
-    Batch, Change, Diff, Entry, Heard, Ids, NodeId, Op, Pending, Reading, Roster, Snapshot,
+    Batch, Change, Diff, Difference, Entry, Heard, Ids, NodeId, Op, Origin, Pending, Reading, Ref, ResumeKey,
+    Roster, Seat, Snapshot, Stated,
 };
 
 /// How many batches may wait for a reading. Over it they are let go, and another reading follows.
 const MAX_BUFFERED: usize = 1_024;
+/// How long it is remembered that a user has left of whom an older seat is still known. Longer than the
+/// death of that seat's node takes to be noticed.
+const CLOSED_FOR: Duration = Duration::from_secs(20);
+
+/// How long an announcement may be on its way that a heartbeat has already told of.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
 /// Something that must be done outside.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Tell the other nodes and the shared store.
-    Announce(Batch),
+    /// Tell the other nodes and the shared store: changes, and the digest of the own part after them.
+    Announce(Batch, u64),
     /// Read the channel from the shared store; the versions known now go with the question.
     Read(HashMap<NodeId, u64>),
+    /// Find out whether this connection lives: then call [`ChannelState::alive`].
+    Probe(u64),
+}
+
+/// A connection that wants to be present, and who it is.
+#[derive(Debug)]
+struct Arrival {
+    user: Arc<str>,
+    meta: Arc<str>,
+    resume: Option<ResumeKey>,
+    wall: u64,
+    /// When it came; none if it was here before.
+    at: Option<Instant>,
+}
+
+/// What a connection showed whose seat somebody with the same key has taken: the same client, come back
+/// while this connection hangs, or another tab. At its first sign of life it is another one.
+#[derive(Debug)]
+struct Doubted {
+    user: Arc<str>,
+    meta: Arc<str>,
+    since: u64,
+}
+
+/// The seat that an arrival takes.
+enum Place {
+    /// One of this node's own, waiting or not.
+    Own(u64),
+    /// Another node's: what shows there goes on here.
+    Elsewhere { origin: Origin, shown: Arc<Entry> },
+    /// None that is known.
+    New,
 }
 
 /// Batches that wait until a reading under way has come.
@@ -30,6 +74,26 @@ pub enum Output {
 struct CatchingUp {
     buffered: Vec<(NodeId, Arc<Batch>)>,
     overflowed: bool,
+}
+
+/// A part that differed from what its node states.
+#[derive(Debug)]
+struct Suspect {
+    node: NodeId,
+    difference: Difference,
+    stated: Option<Stated>,
+    known: Option<u64>,
+}
+
+/// What was found wrong by comparing, and put right. All of it stays 0 where nothing gets lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Seats that were shown here or stood in the store, and that nobody sits on.
+    pub ghosts: u64,
+    /// Seats that were not shown here or did not stand in the store, and that are taken.
+    pub missing: u64,
+    /// Announcements that were missed without a sign, so that only a heartbeat told.
+    pub skipped: u64,
 }
 
 /// One channel on one node.
@@ -41,10 +105,21 @@ pub struct ChannelState {
     /// The seat of each connection that is present.
     seats: HashMap<u64, u64>,
     grace: Grace,
+    /// Connections whose seat was taken by somebody with the same key.
+    doubted: HashMap<u64, Doubted>,
+    /// Who wants to be present and is not seated before it is known who waits here: while not live.
+    held: IndexMap<u64, Arrival>,
+    /// Origins whose holder has left, with the time at which that is forgotten.
+    closed: VecDeque<(Instant, Seat)>,
     pending: Pending,
     /// When the oldest pending change of this node's own happened.
     oldest: Option<Instant>,
     catching_up: Option<CatchingUp>,
+    /// What a heartbeat found to differ, and when to look again.
+    suspicion: Option<(Instant, Vec<Suspect>)>,
+    /// Parts of other nodes that are read anew because they differ, with what was shown of them.
+    distrusted: Vec<(NodeId, BTreeSet<(u64, Ref)>)>,
+    audit: Audit,
     /// Whether the roster is known well enough to be shown.
     live: bool,
     outputs: Vec<Output>,
@@ -60,67 +135,98 @@ impl ChannelState {
             roster,
             seats: HashMap::new(),
             grace: Grace::default(),
+            doubted: HashMap::new(),
+            held: IndexMap::new(),
+            closed: VecDeque::new(),
             pending: Pending::default(),
             oldest: None,
             catching_up: None,
+            suspicion: None,
+            distrusted: Vec::new(),
+            audit: Audit::default(),
             live: false,
             outputs: Vec::new(),
         }
     }
 
-    /// `connection` is present as `user` and shows `meta`: a join, or an update, or a return within
-    /// the grace. The same again changes nothing. `wall` is milliseconds since 1970.
-    pub fn track(&mut self, connection: u64, user: &Arc<str>, meta: &Arc<str>, wall: u64, now: Instant) {
-        if let Some(seat) = self.seats.get(&connection).copied() {
-            let held = self.roster.own().seats.get(&seat).map(|e| Arc::clone(&e.user));
-            if held.as_ref() == Some(user) {
-                return self.show(seat, user, meta, wall, now);
-            }
-            self.untrack(connection, now);
+    /// `connection` is present as `user` and shows `meta`: a join, or an update, or a return. The same
+    /// again changes nothing. `wall` is milliseconds since 1970.
+    ///
+    /// Whoever has a `resume` key takes the seat of the same user and key, on whatever node, even if
+    /// somebody seems to sit there. Without a key it is a seat that waits for its user and has no key either.
+    pub fn track(
+        &mut self,
+        connection: u64,
+        user: &Arc<str>,
+        meta: &Arc<str>,
+        resume: Option<ResumeKey>,
+        wall: u64,
+        now: Instant,
+    ) {
+        let arrival = Arrival { user: Arc::clone(user), meta: Arc::clone(meta), resume, wall, at: Some(now) };
+        if self.live {
+            self.seat(connection, arrival);
+        } else {
+            self.held.insert(connection, arrival);
         }
-        let seat = self.grace.take(user, meta).unwrap_or_else(|| self.ids.number());
-        self.seats.insert(connection, seat);
-        self.show(seat, user, meta, wall, now);
     }
 
     /// `connection` is present no more, by its own word: everybody is told without delay.
     pub fn untrack(&mut self, connection: u64, now: Instant) {
-        if let Some(seat) = self.seats.remove(&connection) {
-            self.free(seat, now);
-        }
+        self.leave(connection, Some(now));
     }
 
-    /// The socket of `connection` has ended without a word: its seat waits for the grace.
-    pub fn dropped(&mut self, connection: u64, now: Instant) {
+    /// The socket of `connection` has ended without a word: its seat waits for the grace, on all nodes.
+    pub fn dropped(&mut self, connection: u64, wall: u64, now: Instant) {
+        self.forget(connection);
         let Some(seat) = self.seats.remove(&connection) else { return };
         match self.roster.own().seats.get(&seat) {
             Some(entry) if !self.grace_period.is_zero() => {
-                let (user, meta) = (Arc::clone(&entry.user), Arc::clone(&entry.meta));
-                self.grace.keep(seat, user, meta, now, self.grace_period);
+                let waiting = Entry { waiting: Some(wall), ..Entry::clone(entry) };
+                self.grace.keep(seat, now, self.grace_period);
+                self.put(seat, waiting, Some(now));
             }
-            _ => self.free(seat, now),
+            _ => self.remove(seat, Some(now)),
         }
     }
 
-    /// Frees the seats whose grace is over.
+    /// Something came from a connection that was asked for a sign of life: it is not the one that took its
+    /// seat, but another one of the same user.
+    pub fn alive(&mut self, connection: u64, now: Instant) {
+        self.seat_anew(connection, Some(now));
+    }
+
+    /// Frees the seats whose grace is over, and shows those again that nobody has given up by now.
     pub fn end_grace(&mut self, now: Instant) {
         for seat in self.grace.expired(now) {
-            self.free(seat, now);
+            self.remove(seat, Some(now));
+        }
+        for origin in self.roster.take_closed() {
+            self.closed.push_back((now + CLOSED_FOR, origin));
+        }
+        while let Some((_, origin)) = self.closed.front().copied().filter(|(until, _)| *until <= now) {
+            self.closed.pop_front();
+            let change = self.roster.reopen(origin);
+            self.gather(change);
         }
     }
 
-    /// When [`ChannelState::end_grace`] has something to do next.
-    pub fn next_grace(&self) -> Option<Instant> {
-        self.grace.next()
+    /// When [`ChannelState::end_grace`] or [`ChannelState::audit`] has something to do next.
+    pub fn next_time(&self) -> Option<Instant> {
+        let closed = self.closed.front().map(|(until, _)| *until);
+        let suspicion = self.suspicion.as_ref().map(|(at, _)| *at);
+        self.grace.next().into_iter().chain(closed).chain(suspicion).min()
     }
 
     /// Frees all own seats, those in grace included: the node is going away.
     pub fn leave_all(&mut self, now: Instant) {
-        self.grace.end_all();
+        self.grace.clear();
         self.seats.clear();
+        self.doubted.clear();
+        self.held.clear();
         let seats: Vec<u64> = self.roster.own().seats.keys().copied().collect();
         for seat in seats {
-            self.free(seat, now);
+            self.remove(seat, Some(now));
         }
     }
 
@@ -129,6 +235,7 @@ impl ChannelState {
         match self.roster.hear(node, &batch) {
             Heard::Applied(changes) => {
                 self.gather(changes);
+                self.yield_outdone();
                 HeardAs::News
             }
             Heard::Old => HeardAs::Old,
@@ -167,27 +274,81 @@ impl ChannelState {
     /// shown, and the next contact with the store asks again.
     pub fn merge(&mut self, reading: Option<Reading>) {
         let Some(catching_up) = self.catching_up.take() else { return };
-        self.live = true;
-        let Some(reading) = reading else { return };
-        let changes = self.roster.merge(reading);
-        self.gather(changes);
-        if catching_up.overflowed {
-            self.read();
+        if let Some(reading) = reading {
+            let changes = self.roster.merge(reading);
+            self.count_repairs();
+            self.gather(changes);
+            self.yield_outdone();
+            if catching_up.overflowed {
+                self.read();
+            }
+            for (node, batch) in catching_up.buffered {
+                self.hear(node, batch);
+            }
         }
-        for (node, batch) in catching_up.buffered {
-            self.hear(node, batch);
+        self.go_live();
+    }
+
+    /// Compares what the nodes state of their parts with what is known here. What differs is looked at again
+    /// a moment later ([`ChannelState::audit`]): an announcement may be on its way.
+    pub fn compare(&mut self, stated: &HashMap<NodeId, Stated>, now: Instant) {
+        if self.suspicion.is_some() {
+            return;
+        }
+        let known = self.roster.known();
+        let differences = self.roster.differences(stated).into_iter();
+        let suspects = differences.map(|(node, difference)| Suspect {
+            node,
+            difference,
+            stated: stated.get(&node).copied(),
+            known: known.get(&node).copied(),
+        });
+        let suspects: Vec<Suspect> = suspects.collect();
+        if !suspects.is_empty() {
+            self.suspicion = Some((now + ON_ITS_WAY, suspects));
         }
     }
 
-    /// Compares what the other nodes say their versions are with what is known here.
-    pub fn compare(&mut self, versions: &HashMap<NodeId, u64>) {
+    /// Looks again at what differed, if it is time: what still does is read.
+    pub fn audit(&mut self, now: Instant) {
+        let Some((_, suspects)) = self.suspicion.take_if(|(at, _)| *at <= now) else { return };
         let known = self.roster.known();
-        let newer = versions.iter().any(|(node, version)| {
-            *node != self.ids.node() && known.get(node).copied().unwrap_or(0) < *version
-        });
-        let gone = self.roster.peers().any(|node| !versions.contains_key(&node));
-        if newer || gone {
-            self.read();
+        for suspect in suspects {
+            // It has moved meanwhile, and the next heartbeat compares again.
+            if known.get(&suspect.node).copied() != suspect.known {
+                continue;
+            }
+            match suspect.difference {
+                // What is read just now may have it.
+                _ if self.catching_up.is_some() => {}
+                Difference::Missed => self.audit.skipped += 1,
+                Difference::Diverged => {
+                    let stated = suspect.stated.map(|stated| (suspect.node, stated)).into_iter().collect();
+                    if self.roster.differences(&stated).is_empty() {
+                        continue;
+                    }
+                    let shown = self.roster.shown_of(suspect.node);
+                    self.distrusted.push((suspect.node, shown));
+                    self.roster.distrust(suspect.node);
+                }
+                Difference::Gone => {}
+            }
+            self.read_again();
+        }
+    }
+
+    /// What was repaired since the last call.
+    #[must_use]
+    pub fn take_audit(&mut self) -> Audit {
+        std::mem::take(&mut self.audit)
+    }
+
+    /// Counts what a reading put right of the parts that were distrusted.
+    fn count_repairs(&mut self) {
+        for (node, before) in std::mem::take(&mut self.distrusted) {
+            let after = self.roster.shown_of(node);
+            self.audit.ghosts += before.difference(&after).count() as u64;
+            self.audit.missing += after.difference(&before).count() as u64;
         }
     }
 
@@ -195,11 +356,16 @@ impl ChannelState {
     pub fn node_down(&mut self, node: NodeId) {
         let changes = self.roster.forget(node);
         self.gather(changes);
+        self.yield_outdone();
     }
 
-    /// The roster can be shown: there is nothing to read it from but what is known here.
+    /// The roster can be shown, or there is nothing to read it from but what is known here. Whoever came
+    /// meanwhile is seated, in that order.
     pub fn go_live(&mut self) {
         self.live = true;
+        for (connection, arrival) in std::mem::take(&mut self.held) {
+            self.seat(connection, arrival);
+        }
     }
 
     /// Whether the roster can be shown.
@@ -229,6 +395,16 @@ impl ChannelState {
         self.roster.snapshot(version)
     }
 
+    /// The digest of this node's own part.
+    pub fn own_digest(&self) -> u64 {
+        self.roster.own_digest()
+    }
+
+    /// How many users there are, on all nodes.
+    pub fn online(&self) -> usize {
+        self.roster.online()
+    }
+
     /// The version of this node's own part, and who is in it.
     pub fn own(&self) -> (u64, Vec<(u64, Arc<Entry>)>) {
         let own = self.roster.own();
@@ -248,55 +424,173 @@ impl ChannelState {
         self.roster.own().seats.len()
     }
 
-    /// The entries on these own seats that are still taken.
-    pub fn entries(&self, seats: &[u64]) -> Vec<Op> {
-        let own = &self.roster.own().seats;
-        seats
-            .iter()
-            .filter_map(|seat| {
-                let entry = Arc::clone(own.get(seat)?);
-                Some(Op { seat: *seat, user: Arc::clone(&entry.user), entry: Some(entry) })
-            })
-            .collect()
+    /// How many of these own seats are still taken.
+    pub fn still_taken(&self, seats: &[u64]) -> usize {
+        seats.iter().filter(|seat| self.roster.own().seats.contains_key(seat)).count()
     }
 
-    fn show(&mut self, seat: u64, user: &Arc<str>, meta: &Arc<str>, wall: u64, now: Instant) {
-        let held = self.roster.own().seats.get(&seat);
-        if held.is_some_and(|entry| entry.meta == *meta) {
+    /// Seats an arrival for which the roster is known well enough.
+    fn seat(&mut self, connection: u64, arrival: Arrival) {
+        if let Some(seat) = self.seats.get(&connection).copied() {
+            let held = self.roster.own().seats.get(&seat);
+            if held.is_some_and(|entry| entry.user == arrival.user) {
+                return self.show(seat, arrival.meta, arrival.at);
+            }
+            self.leave(connection, arrival.at);
+        }
+        // One that speaks is alive, and the key is the one's who took its seat.
+        let is_other = self.doubted.remove(&connection).is_some_and(|doubted| doubted.user == arrival.user);
+        let place = if is_other { Place::New } else { self.place(&arrival) };
+        let resume = arrival.resume.filter(|_| !is_other);
+        self.take_place(connection, Arrival { resume, ..arrival }, place);
+    }
+
+    fn place(&self, arrival: &Arrival) -> Place {
+        let sittings = self.roster.sittings(&arrival.user);
+        let fits = |entry: &Entry| match &arrival.resume {
+            Some(_) => entry.resume == arrival.resume,
+            None => entry.resume.is_none() && entry.waiting.is_some(),
+        };
+        // Best the one that shows the same meta: then nothing changes for anybody.
+        let mut best = None;
+        for sitting in sittings.filter(|sitting| fits(sitting.entry)) {
+            let is_same = sitting.entry.meta == arrival.meta;
+            if is_same || best.is_none() {
+                best = Some(sitting);
+            }
+            if is_same {
+                break;
+            }
+        }
+        match best {
+            None => Place::New,
+            Some(found) if found.seat.node == self.ids.node() => Place::Own(found.seat.number),
+            Some(found) => {
+                let turn = found.entry.turn().saturating_add(1);
+                let origin = Origin { seat: found.origin, turn, over: found.seat };
+                Place::Elsewhere { origin, shown: Arc::clone(found.entry) }
+            }
+        }
+    }
+
+    /// Seats a connection that lost its seat, on one of its own and without a key.
+    fn seat_anew(&mut self, connection: u64, at: Option<Instant>) {
+        let Some(Doubted { user, meta, since }) = self.doubted.remove(&connection) else { return };
+        let arrival = Arrival { user, meta, resume: None, wall: since, at };
+        self.take_place(connection, arrival, Place::New);
+    }
+
+    fn take_place(&mut self, connection: u64, arrival: Arrival, place: Place) {
+        let Arrival { user, meta, resume, wall, at } = arrival;
+        match place {
+            Place::Own(seat) => {
+                if !self.grace.take(seat) {
+                    self.displace(seat);
+                }
+                self.seats.insert(connection, seat);
+                self.show(seat, meta, at);
+            }
+            Place::Elsewhere { origin, shown } => {
+                let r#ref = if shown.meta == meta { shown.r#ref } else { self.ids.r#ref() };
+                let mut entry = Entry::new(user, r#ref, meta, shown.since);
+                (entry.resume, entry.origin) = (resume, Some(Box::new(origin)));
+                self.take_seat(connection, entry, at);
+            }
+            Place::New => {
+                let entry = Entry { resume, ..Entry::new(user, self.ids.r#ref(), meta, wall) };
+                self.take_seat(connection, entry, at);
+            }
+        }
+    }
+
+    fn take_seat(&mut self, connection: u64, entry: Entry, at: Option<Instant>) {
+        let seat = self.ids.number();
+        self.seats.insert(connection, seat);
+        self.put(seat, entry, at);
+    }
+
+    /// Frees the own seats that other nodes' claims have outdone. Nobody sees anything of it.
+    fn yield_outdone(&mut self) {
+        for seat in self.roster.take_outdone() {
+            let Some(entry) = self.roster.own().seats.get(&seat).map(Arc::clone) else { continue };
+            let was_waiting = self.grace.take(seat);
+            let displaced = if was_waiting { None } else { self.displace(seat) };
+            self.remove(seat, None);
+            // Without a key only seats that wait are taken: two took this one at once, and both are alive.
+            if let Some(connection) = displaced.filter(|_| entry.resume.is_none()) {
+                self.seat_anew(connection, None);
+            }
+        }
+    }
+
+    /// Takes the connection off that sits on the own `seat`, and asks it for a sign of life.
+    fn displace(&mut self, seat: u64) -> Option<u64> {
+        let connection = self.seats.iter().find(|(_, taken)| **taken == seat).map(|(id, _)| *id)?;
+        self.seats.remove(&connection);
+        let entry = self.roster.own().seats.get(&seat)?;
+        let (user, meta) = (Arc::clone(&entry.user), Arc::clone(&entry.meta));
+        self.doubted.insert(connection, Doubted { user, meta, since: entry.since });
+        if entry.resume.is_some() {
+            self.outputs.push(Output::Probe(connection));
+        }
+        Some(connection)
+    }
+
+    fn leave(&mut self, connection: u64, now: Option<Instant>) {
+        self.forget(connection);
+        if let Some(seat) = self.seats.remove(&connection) {
+            self.remove(seat, now);
+        }
+    }
+
+    /// `connection` waits for no seat any more.
+    fn forget(&mut self, connection: u64) {
+        self.held.shift_remove(&connection);
+        self.doubted.remove(&connection);
+    }
+
+    /// Whoever sits on `seat` shows `meta`.
+    fn show(&mut self, seat: u64, meta: Arc<str>, now: Option<Instant>) {
+        let Some(held) = self.roster.own().seats.get(&seat) else { return };
+        let is_same = held.meta == meta;
+        if is_same && held.waiting.is_none() {
             return;
         }
-        let entry = Arc::new(Entry {
-            user: held.map_or_else(|| Arc::clone(user), |e| Arc::clone(&e.user)),
-            r#ref: self.ids.r#ref(),
-            meta: Arc::clone(meta),
-            since: held.map_or(wall, |e| e.since),
-        });
+        let r#ref = if is_same { held.r#ref } else { self.ids.r#ref() };
+        self.put(seat, Entry { r#ref, meta, waiting: None, ..Entry::clone(held) }, now);
+    }
+
+    fn put(&mut self, seat: u64, entry: Entry, now: Option<Instant>) {
+        let entry = Arc::new(entry);
         let (from, to) = (self.roster.own().version, self.ids.number());
         let change = self.roster.put(seat, Arc::clone(&entry), to);
-        let op = Op { seat, user: Arc::clone(&entry.user), entry: Some(entry) };
-        self.announce(from, to, op);
+        self.announce(from, to, Op { seat, user: Arc::clone(&entry.user), entry: Some(entry) });
         self.own_change(change, now);
     }
 
-    fn free(&mut self, seat: u64, now: Instant) {
+    fn remove(&mut self, seat: u64, now: Option<Instant>) {
+        let Some(user) = self.roster.own().seats.get(&seat).map(|entry| Arc::clone(&entry.user)) else {
+            return;
+        };
         let (from, to) = (self.roster.own().version, self.ids.number());
         let Some(change) = self.roster.remove(seat, to) else { return };
-        if let Some(old) = &change.old {
-            self.announce(from, to, Op { seat, user: Arc::clone(&old.user), entry: None });
-        }
+        self.announce(from, to, Op { seat, user, entry: None });
         self.own_change(change, now);
     }
 
     fn announce(&mut self, from: u64, to: u64, op: Op) {
-        self.outputs.push(Output::Announce(Batch { from, to, ops: vec![op] }));
+        let batch = Batch { from, to, ops: vec![op] };
+        self.outputs.push(Output::Announce(batch, self.roster.own_digest()));
     }
 
-    fn own_change(&mut self, change: Change, now: Instant) {
-        self.oldest.get_or_insert(now);
+    fn own_change(&mut self, change: Change, now: Option<Instant>) {
+        if !change.is_silent() {
+            self.oldest = self.oldest.or(now);
+        }
         self.pending.add(change);
     }
 
-    fn gather(&mut self, changes: Vec<Change>) {
+    fn gather(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
             self.pending.add(change);
         }

@@ -163,15 +163,28 @@ impl Bus {
 
     /// What the writer was answered.
     pub fn replied(&self, writes: Vec<Write>, replies: Vec<Reply>) {
-        if self.with_contact(|contact| contact.replied(writes, replies)) {
+        let outcome = self.with_contact(|contact| contact.replied(writes, replies));
+        self.metrics.audit_ghosts.inc_by(outcome.ghosts);
+        if outcome.lost {
             self.note_loss();
         }
         self.note_rewriting();
     }
 
-    /// The writer has a connection, or has none any more.
+    /// The writer has a connection, on which nothing has been written yet.
+    pub fn connected(&self) {
+        self.with_contact(Contact::connected);
+    }
+
+    /// The writer has lost its connection, or a batch on it.
+    pub fn disconnected(&self) {
+        self.with_contact(Contact::failed);
+        self.set_writer_up(false);
+    }
+
+    /// Notes whether what is written arrives. A connection alone does not say so: it may lead to a cluster of
+    /// which a part is away.
     pub fn set_writer_up(&self, up: bool) {
-        self.with_contact(|contact| if up { contact.connected() } else { contact.failed() });
         if self.writer_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
         }

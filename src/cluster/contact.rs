@@ -13,7 +13,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::Told;
-use crate::presence::{Batch, Entry, Ids, NodeId, Op};
+use crate::presence::{Batch, Entry, Ids, NodeId, Op, Stated};
 
 /// Writes that may wait for Redis.
 pub const MAX_WRITES: usize = 65_536;
@@ -36,11 +36,9 @@ pub enum Write {
     /// The lease goes on, where it is still that of this contact.
     Renew { contact: u64, settled: bool },
     /// Changes of the own part, to be announced as well.
-    Changes { channel: Arc<str>, batch: Batch },
+    Changes { channel: Arc<str>, batch: Batch, digest: u64 },
     /// The whole of the own part.
-    Again { channel: Arc<str>, version: u64, seats: Seats },
-    /// Seats of the own part that were missing.
-    Repair { channel: Arc<str>, version: u64, ops: Vec<Op> },
+    Again { channel: Arc<str>, version: u64, digest: u64, seats: Seats },
     /// A heartbeat.
     Beat { channel: Arc<str>, version: u64, seats: Seats },
     /// The channel has ended here: what stands of this node goes, up to `version`.
@@ -57,7 +55,6 @@ impl Write {
         match self {
             Self::Changes { channel, .. }
             | Self::Again { channel, .. }
-            | Self::Repair { channel, .. }
             | Self::Beat { channel, .. }
             | Self::Close { channel, .. } => Some(channel),
             Self::Lease { .. } | Self::Renew { .. } | Self::List { .. } | Self::Barrier { .. } => None,
@@ -80,11 +77,23 @@ pub enum Reply {
     Lost,
     /// To a heartbeat.
     Beaten {
-        versions: HashMap<NodeId, u64>,
+        stated: HashMap<NodeId, Stated>,
         missing: Vec<u64>,
+        users: usize,
     },
+    /// To [`Write::Again`]: how many seats of ours stood there that should not.
+    Rewritten(u64),
     /// To [`Write::List`].
     Listed(Vec<Arc<str>>),
+}
+
+/// What an operator should know of a batch that was carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Something of ours was lost although the connection stood.
+    pub lost: bool,
+    /// Seats of ours that stood in Redis and should not.
+    pub ghosts: u64,
 }
 
 /// Writing everything again.
@@ -224,17 +233,17 @@ impl Contact {
     }
 
     /// `writes` were carried out; each was answered with one of `replies`.
-    /// Says whether something of ours was lost although the connection stood.
-    pub fn replied(&mut self, writes: Vec<Write>, replies: Vec<Reply>) -> bool {
-        let (mut doubted, mut lost) = (false, false);
+    pub fn replied(&mut self, writes: Vec<Write>, replies: Vec<Reply>) -> Outcome {
+        let (mut doubted, mut lost, mut ghosts) = (false, false, 0);
         for (write, reply) in writes.into_iter().zip(replies) {
             match (write, reply) {
                 (Write::Renew { contact, .. }, Reply::NoLease) if contact == self.number => {
                     doubted |= self.doubt()
                 }
                 (_, Reply::Lost) => lost = true,
-                (Write::Beat { channel, .. }, Reply::Beaten { versions, missing }) => {
-                    self.told.push((channel, Told::Beaten { versions, missing }));
+                (_, Reply::Rewritten(removed)) => ghosts += removed,
+                (Write::Beat { channel, .. }, Reply::Beaten { stated, missing, users }) => {
+                    self.told.push((channel, Told::Beaten { stated, missing, users }));
                 }
                 (Write::List { contact }, Reply::Listed(written)) if contact == self.number => {
                     for channel in written {
@@ -253,7 +262,7 @@ impl Contact {
         if self.overflowed || (lost && self.batch == self.number) {
             self.begin();
         }
-        doubted || lost
+        Outcome { lost: doubted || lost, ghosts }
     }
 
     /// Queues the end of every channel and nothing from then on: the node leaves for good. When the
@@ -357,8 +366,8 @@ fn merged(writes: impl Iterator<Item = Write>) -> Vec<Write> {
     let mut changes: IndexMap<Arc<str>, Merged> = IndexMap::new();
     for write in writes {
         match write {
-            Write::Changes { channel, batch } => {
-                changes.entry(channel).or_insert_with(|| Merged::new(batch.from)).add(batch);
+            Write::Changes { channel, batch, digest } => {
+                changes.entry(channel).or_insert_with(|| Merged::new(batch.from)).add(batch, digest);
             }
             other => {
                 if let Some(channel) = other.channel()
@@ -382,22 +391,23 @@ fn merged(writes: impl Iterator<Item = Write>) -> Vec<Write> {
 struct Merged {
     from: u64,
     to: u64,
+    digest: u64,
     ops: IndexMap<u64, Op>,
 }
 
 impl Merged {
     fn new(from: u64) -> Self {
-        Self { from, to: from, ops: IndexMap::new() }
+        Self { from, to: from, digest: 0, ops: IndexMap::new() }
     }
 
-    fn add(&mut self, batch: Batch) {
-        self.to = batch.to;
+    fn add(&mut self, batch: Batch, digest: u64) {
+        (self.to, self.digest) = (batch.to, digest);
         self.ops.extend(batch.ops.into_iter().map(|op| (op.seat, op)));
     }
 
     fn finish(self, channel: Arc<str>) -> Write {
         let batch = Batch { from: self.from, to: self.to, ops: self.ops.into_values().collect() };
-        Write::Changes { channel, batch }
+        Write::Changes { channel, batch, digest: self.digest }
     }
 }
 
@@ -410,11 +420,11 @@ mod tests {
     }
 
     fn change(channel: &str, from: u64, to: u64) -> Write {
-        Write::Changes { channel: channel.into(), batch: Batch { from, to, ops: Vec::new() } }
+        Write::Changes { channel: channel.into(), batch: Batch { from, to, ops: Vec::new() }, digest: 0 }
     }
 
     fn again(channel: &str, version: u64) -> Write {
-        Write::Again { channel: channel.into(), version, seats: Vec::new() }
+        Write::Again { channel: channel.into(), version, digest: 0, seats: Vec::new() }
     }
 
     /// Carries out everything as a Redis would that has lost nothing.
@@ -474,7 +484,7 @@ mod tests {
         let writes = contact.next_batch();
         assert!(contact.doubt(), "the lease is gone");
         assert!(!contact.doubt(), "known");
-        assert!(contact.replied(writes, vec![Reply::Lost]));
+        assert!(contact.replied(writes, vec![Reply::Lost]).lost);
         assert_eq!(contact.number(), 2, "that was of the contact before");
         carry_out(&mut contact);
         contact.write(change("a", 2, 3));

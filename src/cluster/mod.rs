@@ -37,7 +37,7 @@ use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
-use crate::presence::{Batch, Ids, NodeId, Op, Reading, Snapshot};
+use crate::presence::{Batch, Ids, NodeId, Reading, Snapshot, Stated};
 use crate::redis_pool::RedisPool;
 
 use bus::Bus;
@@ -67,8 +67,9 @@ pub enum Told {
     Away,
     /// A node is dead, or has left for good.
     NodeDown(NodeId),
-    /// What a heartbeat found in Redis: every node's version, and own seats that were missing.
-    Beaten { versions: HashMap<NodeId, u64>, missing: Vec<u64> },
+    /// What a heartbeat found in Redis: what every node states of its part, own seats that were missing, and
+    /// how many users there are.
+    Beaten { stated: HashMap<NodeId, Stated>, missing: Vec<u64>, users: usize },
 }
 
 /// What the cluster tells the sessions.
@@ -214,11 +215,13 @@ impl Cluster {
         }
     }
 
-    /// Writes and announces changes of the own part.
-    pub fn announce(&self, channel: &Arc<str>, batch: Batch) {
+    /// Writes and announces changes of the own part, which lead to `digest`.
+    pub fn announce(&self, channel: &Arc<str>, batch: Batch, digest: u64) {
         match self {
             Self::Local(local) => local.note(&batch),
-            Self::Redis(redis) => redis.bus.write(Write::Changes { channel: Arc::clone(channel), batch }),
+            Self::Redis(redis) => {
+                redis.bus.write(Write::Changes { channel: Arc::clone(channel), batch, digest })
+            }
         }
     }
 
@@ -230,16 +233,9 @@ impl Cluster {
     }
 
     /// Writes the whole of the own part.
-    pub fn write_again(&self, channel: &Arc<str>, version: u64, seats: Seats) {
+    pub fn write_again(&self, channel: &Arc<str>, version: u64, digest: u64, seats: Seats) {
         if let Self::Redis(redis) = self {
-            redis.bus.write(Write::Again { channel: Arc::clone(channel), version, seats });
-        }
-    }
-
-    /// Writes seats of the own part that were missing.
-    pub fn repair(&self, channel: &Arc<str>, version: u64, ops: Vec<Op>) {
-        if let Self::Redis(redis) = self {
-            redis.bus.write(Write::Repair { channel: Arc::clone(channel), version, ops });
+            redis.bus.write(Write::Again { channel: Arc::clone(channel), version, digest, seats });
         }
     }
 

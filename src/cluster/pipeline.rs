@@ -31,6 +31,7 @@ enum Expected {
         first_reply: usize,
         seats: Vec<u64>,
     },
+    Rewritten(usize),
     Listed(usize),
 }
 
@@ -39,6 +40,8 @@ pub struct Encoded {
     pub pipeline: Pipeline,
     replies: usize,
     expected: Vec<Expected>,
+    /// The channels that replies are about whose scripts may find a channel incomplete.
+    rewritten: HashMap<usize, Arc<str>>,
 }
 
 impl Encoded {
@@ -46,12 +49,22 @@ impl Encoded {
     pub fn new(bus: &Bus, writes: &[Write]) -> Self {
         let mut pipeline = Pipeline::with_capacity(writes.len() * 3);
         pipeline.ignore_errors();
-        let mut encoded = Self { pipeline, replies: 0, expected: Vec::with_capacity(writes.len()) };
+        let mut encoded = Self {
+            pipeline,
+            replies: 0,
+            expected: Vec::with_capacity(writes.len()),
+            rewritten: HashMap::new(),
+        };
         for write in writes {
             let expected = encoded.write(bus, write);
             encoded.expected.push(expected);
         }
         encoded
+    }
+
+    /// The channel that is rewritten or cleared by the command with this reply.
+    pub fn rewritten(&self, reply: usize) -> Option<&Arc<str>> {
+        self.rewritten.get(&reply)
     }
 
     /// What Redis answered, one reply for each write.
@@ -75,16 +88,14 @@ impl Encoded {
                 self.list_node(bus);
                 return renewed;
             }
-            Write::Changes { channel, batch } => return self.changes(bus, channel, batch),
-            Write::Again { channel, version, seats } => self.rewrite(bus, channel, *version, seats),
-            Write::Repair { channel, version, ops } => {
-                for chunk in ops.chunks(CHUNK) {
-                    let batch = Batch { from: *version, to: *version, ops: chunk.to_vec() };
-                    self.apply(bus, channel, &batch, "");
-                }
+            Write::Changes { channel, batch, digest } => return self.changes(bus, channel, batch, *digest),
+            Write::Again { channel, version, digest, seats } => {
+                self.rewritten.insert(self.replies, Arc::clone(channel));
+                return self.rewrite(bus, channel, *version, *digest, seats);
             }
             Write::Beat { channel, version, seats } => return self.beat(bus, channel, *version, seats),
             Write::Close { channel, version } => {
+                self.rewritten.insert(self.replies, Arc::clone(channel));
                 self.script(&clearing(bus, bus.node, channel, *version));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&**channel).ignore();
             }
@@ -98,10 +109,10 @@ impl Encoded {
         Expected::Done
     }
 
-    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch) -> Expected {
+    fn changes(&mut self, bus: &Bus, channel: &str, batch: &Batch, digest: u64) -> Expected {
         match wire::announcement(bus.node, batch) {
             Ok(message) => {
-                self.apply(bus, channel, batch, &message);
+                self.apply(bus, channel, batch, digest, &message);
                 let applied = Expected::Applied(self.replies - 1);
                 self.list(bus, channel);
                 applied
@@ -127,27 +138,33 @@ impl Encoded {
         self.replies - 1
     }
 
-    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, message: &str) {
+    fn apply(&mut self, bus: &Bus, channel: &str, batch: &Batch, digest: u64, message: &str) {
         let mut call = scripts::APPLY.prepare_invoke();
         call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(batch.to);
-        call.arg(bus.keys.topic(channel)).arg(message).arg(batch.from);
+        call.arg(bus.keys.topic(channel)).arg(message).arg(batch.from).arg(wire::digest(digest));
         for op in &batch.ops {
             let value = op.entry.as_ref().map_or(Ok(String::new()), |entry| wire::value(bus.node, entry));
             let Ok(value) = value else { continue };
-            call.key(bus.keys.user(channel, &op.user));
-            call.arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
+            let hash = bus.keys.user(channel, &op.user);
+            // The seat that this one was taken over from goes at once: its holder may be dead.
+            if let Some(origin) = op.entry.as_ref().and_then(|entry| entry.origin.as_deref()) {
+                let over = keys::field(origin.over.node, origin.over.number);
+                call.key(hash.as_str()).arg(&*op.user).arg(over).arg("");
+            }
+            call.key(hash).arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
             self.index(bus, channel, op);
         }
         self.script(&call);
     }
 
-    fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) {
+    fn rewrite(&mut self, bus: &Bus, channel: &str, version: u64, digest: u64, seats: &Seats) -> Expected {
         let told = wire::announcement(bus.node, &contact::told_of_part(version, seats));
         let mut call = scripts::REWRITE.prepare_invoke();
         call.key(bus.keys.users(channel)).key(bus.keys.versions(channel));
         call.arg(bus.presence_ttl.as_secs()).arg(bus.node.to_string()).arg(version);
         call.arg(bus.keys.topic(channel)).arg(told.unwrap_or_default()).arg(bus.keys.user_prefix(channel));
+        call.arg(wire::digest(digest));
         for (seat, entry) in seats {
             let Ok(value) = wire::value(bus.node, entry) else { continue };
             call.key(bus.keys.user(channel, &entry.user));
@@ -156,7 +173,9 @@ impl Encoded {
             self.index(bus, channel, &op);
         }
         self.script(&call);
+        let rewritten = Expected::Rewritten(self.replies - 1);
         self.list(bus, channel);
+        rewritten
     }
 
     fn beat(&mut self, bus: &Bus, channel: &str, version: u64, seats: &Seats) -> Expected {
@@ -221,6 +240,10 @@ impl Expected {
             Self::Renewed(at) if matches!(replies.get(at), Some(Value::Int(0))) => Reply::NoLease,
             Self::Applied(at) if matches!(replies.get(at), Some(Value::Int(-1))) => Reply::Lost,
             Self::Renewed(_) | Self::Applied(_) => Reply::Done,
+            Self::Rewritten(at) => match replies.get(at) {
+                Some(Value::Int(removed)) => Reply::Rewritten(u64::try_from(*removed).unwrap_or(0)),
+                _ => Reply::Done,
+            },
             Self::Listed(at) => {
                 let listed = replies.get(at).and_then(|reply| redis::from_redis_value_ref(reply).ok());
                 listed.map_or(Reply::Done, |listed: Vec<String>| {
@@ -236,19 +259,19 @@ impl Expected {
 
 fn decode_beat(first_reply: usize, seats: &[u64], replies: &[Value]) -> Option<Reply> {
     let chunks = seats.len().div_ceil(CHUNK).max(1);
-    let (mut versions, mut missing) = (HashMap::new(), Vec::new());
+    let (mut stated, mut missing, mut users) = (HashMap::new(), Vec::new(), 0);
     for at in 0..chunks {
         let reply = replies.get(first_reply + at)?;
-        let (gone, found, lost): (Vec<usize>, Vec<(String, u64)>, u8) =
+        let (gone, found, lost, online): (Vec<usize>, Vec<(String, String)>, u8, usize) =
             redis::from_redis_value_ref(reply).ok()?;
         if lost == 1 {
             return Some(Reply::Lost);
         }
         missing.extend(gone.iter().filter_map(|n| seats.get(at * CHUNK + n.checked_sub(1)?)));
-        versions =
-            found.into_iter().filter_map(|(node, v)| Some((node.parse::<NodeId>().ok()?, v))).collect();
+        stated = wire::parse_stated(&found);
+        users = online;
     }
-    Some(Reply::Beaten { versions, missing })
+    Some(Reply::Beaten { stated, missing, users })
 }
 
 /// Whether `lease` says that everything of its node stands in `history`.

@@ -39,6 +39,7 @@ pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
                 };
                 let ended = subscriber.listen(stream, &mut pause).await;
                 bus.set_subscriber_up(false);
+                bus.pool.servers().note_problem(ended);
                 tracing::debug!(reason = ended, "the subscription ended");
             }
             Err(error) => tracing::debug!(%error, "no connection for the subscription"),

@@ -2,13 +2,14 @@
 //! since other services read it too.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::keys;
-use crate::presence::{Batch, Entry, NodeId, Op};
+use crate::presence::{Batch, Entry, NodeId, Op, Origin, Seat, Stated};
 
 /// A message or value that is not ours, or not whole.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,12 @@ struct SeatChange<'a> {
     meta: Option<&'a RawValue>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    waiting: Option<u64>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    resume: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Claim<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,6 +59,23 @@ struct HashValue<'a> {
     #[serde(borrow)]
     meta: &'a RawValue,
     since: u64,
+    /// This and the rest are absent where there is nothing to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    waiting: Option<u64>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    resume: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Claim<'a>>,
+}
+
+/// What a seat continues. Both seats are written as fields of the hash: `node:seat`.
+#[derive(Serialize, Deserialize)]
+struct Claim<'a> {
+    #[serde(borrow)]
+    seat: Cow<'a, str>,
+    turn: u32,
+    #[serde(borrow)]
+    over: Cow<'a, str>,
 }
 
 /// The start of every announcement of `node`, by which it skips its own.
@@ -81,13 +105,47 @@ pub fn parse_announcement(text: &str) -> Result<(NodeId, Batch), Foreign> {
     Ok((node, Batch { from, to, ops }))
 }
 
+/// A digest as it stands beside the version: 16 hexadecimal digits, since JavaScript has no such numbers.
+pub fn digest(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
+/// What the nodes state of their parts, from the fields of the hash in which they do. Fields that are not
+/// ours are passed over.
+pub fn parse_stated(fields: &[(String, String)]) -> HashMap<NodeId, Stated> {
+    let mut stated: HashMap<NodeId, Stated> = HashMap::new();
+    for (field, value) in fields {
+        match field.strip_suffix(":digest") {
+            None => {
+                if let (Ok(node), Ok(version)) = (field.parse(), value.parse()) {
+                    stated.entry(node).or_default().version = version;
+                }
+            }
+            Some(node) => {
+                if let (Ok(node), Ok(digest)) = (node.parse(), u64::from_str_radix(value, 16)) {
+                    stated.entry(node).or_default().digest = Some(digest);
+                }
+            }
+        }
+    }
+    stated.retain(|_, stated| stated.version > 0);
+    stated
+}
+
 /// The value of one seat in a user's presence hash.
 ///
 /// # Errors
 /// As [`announcement`].
 pub fn value(node: NodeId, entry: &Entry) -> Result<String, Foreign> {
-    let (reference, meta) = (entry.r#ref.as_str().into(), serde_json::from_str(&entry.meta)?);
-    Ok(serde_json::to_string(&HashValue { node, reference, meta, since: entry.since })?)
+    Ok(serde_json::to_string(&HashValue {
+        node,
+        reference: entry.r#ref.as_str().into(),
+        meta: serde_json::from_str(&entry.meta)?,
+        since: entry.since,
+        waiting: entry.waiting,
+        resume: entry.resume.map(|key| key.encode().into()),
+        origin: entry.origin.as_deref().map(Claim::of),
+    })?)
 }
 
 /// Reads one field and value of the presence hash of `user`.
@@ -97,30 +155,41 @@ pub fn value(node: NodeId, entry: &Entry) -> Result<String, Foreign> {
 pub fn parse_value(user: &Arc<str>, field: &str, text: &str) -> Result<(NodeId, u64, Entry), Foreign> {
     let (node, seat) =
         keys::parse_field(field).ok_or_else(|| Foreign("a field of another form".to_owned()))?;
-    let HashValue { reference, meta, since, .. } = serde_json::from_str(text)?;
-    let user = Arc::clone(user);
-    Ok((node, seat, entry(user, &reference, meta, since)?))
+    let HashValue { reference, meta, since, waiting, resume, origin, .. } = serde_json::from_str(text)?;
+    let mut entry = entry(Arc::clone(user), &reference, meta, since)?;
+    return_to(&mut entry, waiting, resume, origin)?;
+    Ok((node, seat, entry))
 }
 
 fn seat_change(op: &Op) -> Result<SeatChange<'_>, Foreign> {
-    let user = Cow::Borrowed(&*op.user);
-    let Some(entry) = &op.entry else {
-        return Ok(SeatChange { seat: op.seat, user, reference: None, meta: None, since: None });
-    };
-    Ok(SeatChange {
+    let mut change = SeatChange {
         seat: op.seat,
-        user,
-        reference: Some(entry.r#ref.as_str().into()),
-        meta: Some(serde_json::from_str(&entry.meta)?),
-        since: Some(entry.since),
-    })
+        user: Cow::Borrowed(&*op.user),
+        reference: None,
+        meta: None,
+        since: None,
+        waiting: None,
+        resume: None,
+        origin: None,
+    };
+    if let Some(entry) = &op.entry {
+        change.reference = Some(entry.r#ref.as_str().into());
+        change.meta = Some(serde_json::from_str(&entry.meta)?);
+        change.since = Some(entry.since);
+        change.waiting = entry.waiting;
+        change.resume = entry.resume.map(|key| key.encode().into());
+        change.origin = entry.origin.as_deref().map(Claim::of);
+    }
+    Ok(change)
 }
 
 fn op(change: SeatChange<'_>) -> Result<Op, Foreign> {
     let user: Arc<str> = change.user.into();
     let shown = match (change.reference, change.meta, change.since) {
         (Some(reference), Some(meta), Some(since)) => {
-            Some(Arc::new(entry(Arc::clone(&user), &reference, meta, since)?))
+            let mut entry = entry(Arc::clone(&user), &reference, meta, since)?;
+            return_to(&mut entry, change.waiting, change.resume, change.origin)?;
+            Some(Arc::new(entry))
         }
         (None, None, None) => None,
         _ => return Err(Foreign("half a seat".to_owned())),
@@ -134,7 +203,36 @@ fn entry(user: Arc<str>, reference: &str, meta: &RawValue, since: u64) -> Result
         return Err(Foreign("a meta that is no object".to_owned()));
     }
     let r#ref = reference.parse().map_err(|_| Foreign("a ref of another form".to_owned()))?;
-    Ok(Entry { user, r#ref, meta: meta.get().into(), since })
+    Ok(Entry::new(user, r#ref, meta.get().into(), since))
+}
+
+/// Adds what concerns coming back.
+fn return_to(
+    entry: &mut Entry,
+    waiting: Option<u64>,
+    resume: Option<Cow<'_, str>>,
+    origin: Option<Claim<'_>>,
+) -> Result<(), Foreign> {
+    entry.waiting = waiting;
+    entry.resume =
+        resume.map(|key| key.parse()).transpose().map_err(|_| Foreign("no resume key".to_owned()))?;
+    entry.origin = origin.map(|claim| claim.read()).transpose()?;
+    Ok(())
+}
+
+impl Claim<'_> {
+    fn of(origin: &Origin) -> Self {
+        let field = |seat: Seat| keys::field(seat.node, seat.number).into();
+        Self { seat: field(origin.seat), turn: origin.turn, over: field(origin.over) }
+    }
+
+    fn read(&self) -> Result<Box<Origin>, Foreign> {
+        let seat = |field: &str| match keys::parse_field(field) {
+            Some((node, number)) => Ok(Seat { node, number }),
+            None => Err(Foreign("a claim of another form".to_owned())),
+        };
+        Ok(Box::new(Origin { seat: seat(&self.seat)?, turn: self.turn, over: seat(&self.over)? }))
+    }
 }
 
 #[cfg(test)]
@@ -142,10 +240,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::presence::Ids;
+    use crate::presence::{Ids, ResumeKey};
 
     fn entry_of(ids: &Ids, user: &str, meta: &str) -> Arc<Entry> {
-        Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: meta.into(), since: 7 })
+        Arc::new(Entry::new(user.into(), ids.r#ref(), meta.into(), 7))
     }
 
     #[test]
@@ -163,6 +261,28 @@ mod tests {
         let value = value(ids.node(), &joined).unwrap();
         let read = parse_value(&joined.user, &keys::field(ids.node(), 9), &value).unwrap();
         assert_eq!(read, (ids.node(), 9, (*joined).clone()));
+        assert!(!(text + &value).contains("null"), "what is not there is not written");
+    }
+
+    #[test]
+    fn what_concerns_coming_back_is_heard_and_read_too() {
+        let ids = Ids::new(NodeId::random());
+        let seat = |number| Seat { node: ids.node(), number };
+        let mut entry = (*entry_of(&ids, "ada", "{}")).clone();
+        entry.waiting = Some(8);
+        entry.resume = Some(ResumeKey::new("ada", "a key of hers"));
+        entry.origin = Some(Box::new(Origin { seat: seat(3), turn: 2, over: seat(4) }));
+        let op = Op { seat: 5, user: entry.user.clone(), entry: Some(Arc::new(entry.clone())) };
+        let batch = Batch { from: 0, to: 9, ops: vec![op] };
+        let text = announcement(ids.node(), &batch).unwrap();
+        assert_eq!(parse_announcement(&text).unwrap(), (ids.node(), batch));
+        let value = value(ids.node(), &entry).unwrap();
+        let (field, user) = (keys::field(ids.node(), 5), entry.user.clone());
+        assert_eq!(parse_value(&user, &field, &value).unwrap(), (ids.node(), 5, entry));
+        for (right, wrong) in [("\"turn\":2", "\"turn\":-2"), ("\"over\":\"", "\"over\":\"x")] {
+            assert!(value.contains(right));
+            assert!(parse_value(&user, &field, &value.replace(right, wrong)).is_err(), "{wrong}");
+        }
     }
 
     proptest! {

@@ -8,17 +8,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{Pipeline, RedisResult, Value};
+use redis::{RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
 use super::bus::Bus;
 use super::contact::Write;
 use super::pipeline::Encoded;
-use super::{link, scripts};
+use super::{keys, link, reader, scripts};
 use crate::redis_pool::Connection;
 
 /// How long a pipeline may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long what all parts of a cluster are asked may take, before it goes on without those that are away.
+const PATIENCE_FOR_PARTS: Duration = Duration::from_millis(700);
 
 /// Writes for ever, beginning a new contact whenever one is lost.
 pub async fn run(bus: Arc<Bus>) {
@@ -28,7 +30,8 @@ pub async fn run(bus: Arc<Bus>) {
             Ok(connection) => {
                 let reason =
                     Writer { bus: &bus, connection, histories: BTreeSet::new() }.serve(&mut pause).await;
-                bus.set_writer_up(false);
+                bus.disconnected();
+                bus.pool.servers().note_problem(reason);
                 tracing::debug!(reason, "contact with Redis ended");
             }
             Err(error) => {
@@ -57,20 +60,10 @@ enum Failure {
 
 impl Writer<'_> {
     async fn serve(&mut self, pause: &mut link::Pause) -> &'static str {
-        // In a cluster of which a part is away the lease must be set all the same, or the others, which may
-        // have less to write there, would say goodbye to this node.
-        let can_wait = self.bus.keys.is_tagged();
-        if !self.load_scripts().await && !can_wait {
-            return "could not load the scripts";
+        if let Err(reason) = self.prepare().await {
+            return reason;
         }
-        let histories = match self.histories().await {
-            Some(histories) => histories,
-            None if can_wait => BTreeSet::new(),
-            None => return "could not ask for the replication history",
-        };
-        self.bus.set_histories(&histories);
-        self.histories = histories;
-        self.bus.set_writer_up(true);
+        self.bus.connected();
         loop {
             let writes = self.bus.next_batch();
             if writes.is_empty() {
@@ -82,7 +75,32 @@ impl Writer<'_> {
                 return reason;
             }
             pause.reset();
+            self.bus.set_writer_up(true);
         }
+    }
+
+    /// What comes before the first write. In a cluster of which a part is away this node's lease must live
+    /// all the same, or the others, which may have less to write there, would say goodbye to this node.
+    async fn prepare(&mut self) -> Result<(), &'static str> {
+        let in_parts = self.bus.keys.is_tagged();
+        if in_parts {
+            let mut prolong = redis::cmd("PEXPIRE");
+            prolong.arg(keys::lease(self.bus.node)).arg(self.bus.node_ttl.as_millis() as u64);
+            let prolong = prolong.query_async::<()>(&mut self.connection);
+            // If it is the part with the lease that is away, nobody can look at any lease.
+            let _ = timeout(PATIENCE_FOR_PARTS, prolong).await;
+        }
+        let patience = if in_parts { PATIENCE_FOR_PARTS } else { PATIENCE };
+        if !matches!(timeout(patience, self.load_scripts()).await, Ok(true)) && !in_parts {
+            return Err("could not load the scripts");
+        }
+        self.histories = match timeout(patience, self.histories()).await.ok().flatten() {
+            Some(histories) => histories,
+            None if in_parts => BTreeSet::new(),
+            None => return Err("could not ask for the replication history"),
+        };
+        self.bus.set_histories(&self.histories);
+        Ok(())
     }
 
     async fn load_scripts(&mut self) -> bool {
@@ -98,12 +116,12 @@ impl Writer<'_> {
         let started = Instant::now();
         self.bus.metrics.redis_writes.inc_by(writes.len() as u64);
         let encoded = Encoded::new(self.bus, &writes);
-        let replies = match self.execute(&encoded.pipeline).await {
+        let replies = match self.execute(&encoded).await {
             Err(Failure::NoScript) => {
                 if !self.load_scripts().await {
                     return Err("could not load the scripts");
                 }
-                self.execute(&encoded.pipeline).await
+                self.execute(&encoded).await
             }
             other => other,
         };
@@ -141,7 +159,8 @@ impl Writer<'_> {
         timeout(PATIENCE, self.connection.histories()).await.ok()?.ok()
     }
 
-    async fn execute(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+    async fn execute(&mut self, encoded: &Encoded) -> Result<Vec<Value>, Failure> {
+        let pipeline = &encoded.pipeline;
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
@@ -151,6 +170,16 @@ impl Writer<'_> {
             Ok(Err(_)) => return Err(Failure::Lost("the connection broke")),
             Err(_) => return Err(Failure::Lost("no answer in time")),
         };
+        let incomplete = |reply: &RedisResult<Value>| {
+            reply.as_ref().err().is_some_and(|error| error.code() == Some("INCOMPLETE"))
+        };
+        if let Some(at) = replies.iter().position(incomplete) {
+            // If a hash is gone for good, nothing stands in the way of the next contact.
+            if let Some(channel) = encoded.rewritten(at) {
+                let _ = reader::sweep_all(self.bus, channel).await;
+            }
+            return Err(Failure::Lost("a slot of the cluster is moving"));
+        }
         replies
             .into_iter()
             .map(|reply| match reply {

@@ -385,4 +385,14 @@ mod tests {
         let error = "redis://a".parse::<RedisAddress>().unwrap().with_ca(broken).unwrap_err();
         assert!(error.to_string().contains("REDIS_URL"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_is_written_makes_it_stumble(scheme in "rediss?(\\+(sentinel|cluster))?", rest in "[\\PC@:,/?&=%\\[\\]]{0,40}") {
+            let url = format!("{scheme}://{rest}");
+            if let Ok(address) = url.parse::<RedisAddress>() {
+                let _ = format!("{address:?}");
+            }
+        }
+    }
 }

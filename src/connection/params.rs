@@ -6,8 +6,9 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use serde_json::value::RawValue;
 
-use crate::config::Limits;
-use crate::dialects::{WireFormat, meta_from, user_from};
+use crate::config::{Limits, Secret};
+use crate::dialects::{WireFormat, meta_from, resume_from, user_from};
+use crate::reject::Reject;
 
 /// The parameters of a connection that Rollcall reads.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct ConnectParams {
     pub user: Option<Arc<str>>,
     /// `meta`, as JSON or as `meta[name]=value` pairs.
     pub meta: Option<Arc<str>>,
+    /// `resume`. A wrong one refuses the joins that have no other: who relies on it should know.
+    pub resume: Result<Option<Secret>, Reject>,
 }
 
 /// `vsn` names a version that does not exist.
@@ -32,7 +35,7 @@ impl ConnectParams {
     /// # Errors
     /// [`UnknownVersion`].
     pub fn read(query: &str, limits: &Limits) -> Result<Self, UnknownVersion> {
-        let mut params = Self { format: WireFormat::PhoenixV1, user: None, meta: None };
+        let mut params = Self { format: WireFormat::PhoenixV1, user: None, meta: None, resume: Ok(None) };
         let mut fields = serde_json::Map::new();
         for pair in query.split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -40,6 +43,7 @@ impl ConnectParams {
             match &*name {
                 "vsn" => params.format = version(&value)?,
                 "user_id" => params.user = user_from(Some(&json_string(&value)), limits).ok().flatten(),
+                "resume" => params.resume = resume_from(Some(&json_string(&value))),
                 "meta" => {
                     let raw = RawValue::from_string(value.into_owned()).ok();
                     params.meta = raw.and_then(|raw| meta_from(Some(&raw), limits).ok().flatten());
@@ -107,5 +111,7 @@ mod tests {
         assert_eq!(read_ok("meta=%7B%22a%22%3A1%7D").meta, Some(r#"{"a":1}"#.into()));
         assert_eq!(read_ok("meta%5Bname%5D=Ada&x%5By%5D=1").meta, Some(r#"{"name":"Ada"}"#.into()));
         assert_eq!(read_ok("meta=nonsense&user_id=%FF").meta, None);
+        assert_eq!(read_ok("resume=12345678").resume, Ok(Some(Secret::new("12345678"))));
+        assert_eq!(read_ok("resume=short").resume, Err(Reject::ResumeInvalid));
     }
 }

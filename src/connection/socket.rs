@@ -71,6 +71,7 @@ pub fn open(
         session_user: admission.user,
         claimed_user: params.user,
         claimed_meta: params.meta,
+        claimed_resume: params.resume,
         fallback,
     };
     let limit = sockets.limits.max_frame_bytes;
@@ -154,6 +155,10 @@ impl Actor for Connection {
 
 impl StreamHandler<Result<Message, ProtocolError>> for Connection {
     fn handle(&mut self, message: Result<Message, ProtocolError>, ctx: &mut Self::Context) {
+        // A close is the last sign of a life, not one that it goes on.
+        if !matches!(message, Ok(Message::Close(_)) | Err(_)) && self.outbox.take_doubt() {
+            self.sockets.hub.borrow().alive(self.outbox.id());
+        }
         match message {
             Ok(Message::Text(text)) => self.on_text(&text, ctx),
             Ok(Message::Binary(data)) => self.on_binary(&data, ctx),
@@ -233,7 +238,7 @@ impl Connection {
                 Effect::Send(text) => hub.send(&self.outbox, hub::text(&text)),
                 Effect::View { channel, view } => hub.view(id, &channel, view),
                 Effect::Unview { channel } => hub.unview(id, &channel),
-                Effect::Track { channel, user, meta } => hub.track(id, &channel, user, meta),
+                Effect::Track { channel, user, meta, resume } => hub.track(id, &channel, user, meta, resume),
                 Effect::Untrack { channel } => hub.untrack(id, &channel),
                 Effect::Slow(wait) => self.outbox.listen_later(wait),
                 Effect::Wake(wait) => {

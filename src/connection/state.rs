@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
-use crate::config::Limits;
+use crate::config::{Limits, Secret};
 use crate::dialects::{Address, Command, Event, Incoming, JoinRequest, WireFormat, encode};
 use crate::hub::{Room, View};
-use crate::presence::Ref;
+use crate::presence::{Ref, ResumeKey, anonymous};
 use crate::reject::Reject;
 
 /// Something that must be done outside, in this order.
@@ -24,7 +24,7 @@ pub enum Effect {
     /// View a channel no more.
     Unview { channel: Box<str> },
     /// Be present in a channel that is viewed.
-    Track { channel: Box<str>, user: Arc<str>, meta: Arc<str> },
+    Track { channel: Box<str>, user: Arc<str>, meta: Arc<str>, resume: Option<ResumeKey> },
     /// Be present in a channel no more.
     Untrack { channel: Box<str> },
     /// Call [`ConnectionState::wake`] after this long.
@@ -40,10 +40,19 @@ struct Joined {
     join_ref: Option<Box<str>>,
     format: WireFormat,
     user: Arc<str>,
+    /// By what the client is recognised when it comes back.
+    resume: Option<ResumeKey>,
     /// Whether the connection is present, or only watches.
     present: bool,
     /// The newest meta, waiting until the rate allows it.
     held: Option<Arc<str>>,
+}
+
+/// Who a join makes present.
+struct Identity {
+    user: Arc<str>,
+    meta: Arc<str>,
+    resume: Option<ResumeKey>,
 }
 
 /// Who the client is, as known when it connected.
@@ -55,7 +64,9 @@ pub struct Client {
     pub claimed_user: Option<Arc<str>>,
     /// The meta claimed when connecting, likewise.
     pub claimed_meta: Option<Arc<str>>,
-    /// Makes the user for a client that names none: `anon-` and this.
+    /// The resume key sent when connecting, likewise.
+    pub claimed_resume: Result<Option<Secret>, Reject>,
+    /// Makes the user for a client that names none and has no resume key: `anon-` and this.
     pub fallback: Ref,
 }
 
@@ -178,7 +189,7 @@ impl ConnectionState {
     }
 
     fn join(&mut self, address: Address, request: JoinRequest, format: WireFormat) -> Vec<Effect> {
-        let (user, meta) = match self.check_join(&address, &request) {
+        let Identity { user, meta, resume } = match self.check_join(&address, &request) {
             Ok(checked) => checked,
             Err(reject) => {
                 // The client holds the topic for not joined now, so it must not be.
@@ -196,7 +207,8 @@ impl ConnectionState {
         let join_ref = address.join_ref.or(address.message_ref);
         let view = View { format, join_ref: join_ref.clone(), known: None };
         effects.push(Effect::View { channel: channel.clone(), view });
-        let mut joined = Joined { topic: channel, join_ref, format, user, present: false, held: None };
+        let mut joined =
+            Joined { topic: channel, join_ref, format, user, resume, present: false, held: None };
         if !request.observe {
             effects.push(joined.show(meta));
         }
@@ -218,7 +230,7 @@ impl ConnectionState {
         effects
     }
 
-    fn check_join(&self, address: &Address, request: &JoinRequest) -> Result<(Arc<str>, Arc<str>), Reject> {
+    fn check_join(&self, address: &Address, request: &JoinRequest) -> Result<Identity, Reject> {
         let topic = &address.topic;
         if topic.is_empty() || topic.len() > self.limits.max_channel_bytes {
             return Err(Reject::ChannelName(self.limits.max_channel_bytes));
@@ -230,17 +242,23 @@ impl ConnectionState {
             return Err(Reject::TooManyChannels);
         }
         let client = &self.client;
+        let key = match request.resume.as_ref().map_err(Reject::clone)? {
+            None => client.claimed_resume.as_ref().map_err(Reject::clone)?.as_ref(),
+            sent => sent.as_ref(),
+        };
         let user = match &client.session_user {
             Some(user) => Arc::clone(user),
-            None => match request.user.clone()?.or_else(|| client.claimed_user.clone()) {
-                Some(user) => user,
-                None => format!("anon-{}", client.fallback.as_str()).into(),
+            None => match (request.user.clone()?.or_else(|| client.claimed_user.clone()), key) {
+                (Some(user), _) => user,
+                (None, Some(key)) => anonymous(key.expose()).into(),
+                (None, None) => format!("anon-{}", client.fallback.as_str()).into(),
             },
         };
+        let resume = key.map(|key| ResumeKey::new(&user, key.expose()));
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
         self.room.check(topic, Some(&*user).filter(|_| !request.observe))?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
-        Ok((user, meta))
+        Ok(Identity { user, meta, resume })
     }
 
     /// The topic is joined already: the old join ends, but a seat that the new one takes over stays.
@@ -357,7 +375,7 @@ enum Found {
 impl Joined {
     fn show(&mut self, meta: Arc<str>) -> Effect {
         self.present = true;
-        Effect::Track { channel: self.topic.clone(), user: Arc::clone(&self.user), meta }
+        Effect::Track { channel: self.topic.clone(), user: Arc::clone(&self.user), meta, resume: self.resume }
     }
 }
 

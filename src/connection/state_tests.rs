@@ -17,6 +17,7 @@ impl Bench {
             session_user: None,
             claimed_user: None,
             claimed_meta: None,
+            claimed_resume: Ok(None),
             fallback: "0000000000000001".parse().unwrap(),
         };
         let now = Instant::now();
@@ -35,7 +36,7 @@ fn short(effect: &Effect) -> String {
         Effect::Send(text) => text.clone(),
         Effect::View { channel, view } => format!("view {channel} {:?}", view.join_ref.as_deref()),
         Effect::Unview { channel } => format!("unview {channel}"),
-        Effect::Track { channel, user, meta } => format!("track {channel} {user} {meta}"),
+        Effect::Track { channel, user, meta, .. } => format!("track {channel} {user} {meta}"),
         Effect::Untrack { channel } => format!("untrack {channel}"),
         Effect::Wake(_) => "wake".to_owned(),
         Effect::Slow(_) => "slow".to_owned(),
@@ -187,4 +188,40 @@ fn messages_over_the_rate_are_refused_with_the_time_to_wait() {
     // Whoever goes on all the same is read more slowly, whatever it sends.
     assert_eq!(bench.say(beat)[1], "slow");
     assert!(matches!(bench.state.on_other(bench.now)[..], [Effect::Slow(_)]));
+}
+
+#[test]
+fn a_resume_key_is_taken_from_the_join_or_the_connection_and_names_who_has_no_name() {
+    let mut bench = Bench::new(&[]);
+    bench.state.client.claimed_resume = Ok(Some(Secret::new("key of the connection")));
+    let mut track = |frame: &str| {
+        let incoming = decode_text(frame, &bench.limits).unwrap();
+        let effects = bench.state.on_message(incoming, bench.now);
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Track { user, resume, .. } => Some((user.to_string(), resume)),
+            _ => None,
+        })
+    };
+    let of = |user: &str, key| Some((user.to_owned(), Some(ResumeKey::new(user, key))));
+    assert_eq!(track(r#"["1","1","r","phx_join",{"user_id":"ada"}]"#), of("ada", "key of the connection"));
+    let named = r#"["2","2","r","phx_join",{"user_id":"ada","resume":"key of the join"}]"#;
+    assert_eq!(track(named), of("ada", "key of the join"));
+    let update = r#"["2","3","r","presence",{"type":"presence","event":"track","payload":{"n":1}}]"#;
+    assert_eq!(track(update), of("ada", "key of the join"));
+    let nameless = r#"["4","4","r","phx_join",{"resume":"key of the join"}]"#;
+    assert_eq!(track(nameless), of(&anonymous("key of the join"), "key of the join"));
+}
+
+#[test]
+fn a_resume_key_that_is_none_refuses_the_join_and_nothing_else() {
+    let mut bench = Bench::new(&[]);
+    let reason = "resume must be a string of 8 to 128 bytes";
+    for wrong in ["7", "{}", r#""short""#, &format!("\"{}\"", "x".repeat(129))] {
+        let frame = format!(r#"["1","1","r","phx_join",{{"user_id":"ada","resume":{wrong}}}]"#);
+        assert_eq!(bench.say(&frame), [error_to("1", "1", reason)], "{wrong}");
+    }
+    assert!(bench.say(r#"["1","1","r","phx_join",{"resume":null}]"#).len() == 3);
+    bench.state.client.claimed_resume = Err(Reject::ResumeInvalid);
+    assert!(bench.say(r#"["2","2","s","phx_join",{}]"#)[0].contains(reason));
+    assert_eq!(bench.say(r#"["2","2","s","phx_join",{"resume":"a good key"}]"#).len(), 3);
 }

@@ -1,11 +1,11 @@
-//! What clients claim of themselves, a user id and a meta: checked in shape and size.
+//! What clients claim of themselves, a user id, a meta and a resume key: checked in shape and size.
 
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use crate::config::Limits;
+use crate::config::{Limits, Secret};
 use crate::reject::Reject;
 
 /// Ids that browsers' objects or client libraries treat in their own way, so that a member called
@@ -76,6 +76,19 @@ pub fn meta_from(raw: Option<&RawValue>, limits: &Limits) -> Result<Option<Arc<s
     Ok(Some(text.into()))
 }
 
+/// How long a resume key may be, in bytes: too short, it could be guessed.
+const RESUME_BYTES: std::ops::RangeInclusive<usize> = 8..=128;
+
+/// The resume key that `raw`, a JSON value, stands for. Null or absent is none.
+///
+/// # Errors
+/// [`Reject::ResumeInvalid`].
+pub fn resume_from(raw: Option<&RawValue>) -> Result<Option<Secret>, Reject> {
+    let Some(raw) = raw.filter(|r| r.get() != "null") else { return Ok(None) };
+    let key: String = serde_json::from_str(raw.get()).map_err(|_| Reject::ResumeInvalid)?;
+    if RESUME_BYTES.contains(&key.len()) { Ok(Some(Secret::new(key))) } else { Err(Reject::ResumeInvalid) }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -128,5 +141,16 @@ mod tests {
         }
         let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(4096));
         assert_eq!(meta(&large), Err(Reject::MetaTooLarge(4096)));
+    }
+
+    #[test]
+    fn resume_keys_are_strings_of_8_to_128_bytes() {
+        let resume = |text: &str| resume_from(Some(&raw(text)));
+        assert_eq!(resume(r#""\u0061bcdefgh""#), Ok(Some(Secret::new("abcdefgh"))));
+        assert_eq!((resume("null"), resume_from(None)), (Ok(None), Ok(None)));
+        assert!(resume(&format!("\"{}\"", "é".repeat(64))).is_ok());
+        for wrong in ["7", "{}", r#""seven b""#, &format!("\"{}\"", "é".repeat(65))] {
+            assert_eq!(resume(wrong), Err(Reject::ResumeInvalid), "{wrong}");
+        }
     }
 }

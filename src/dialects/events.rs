@@ -126,7 +126,7 @@ mod tests {
     use crate::presence::{Ids, NodeId, Roster};
 
     fn entry(ids: &Ids, user: &str, meta: &str) -> Arc<Entry> {
-        Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: meta.into(), since: 1_000 })
+        Arc::new(Entry::new(user.into(), ids.r#ref(), meta.into(), 1_000))
     }
 
     /// The fields of the one event in `text`: id, event, data.

@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::config::Limits;
+use crate::config::{Limits, Secret};
 use crate::presence::{Diff, Snapshot};
 use crate::reject::Reject;
 
-pub use claims::{check_user, meta_from, user_from};
+pub use claims::{check_user, meta_from, resume_from, user_from};
 pub use events::{write_counts, write_member_fields};
 
 /// A wire form in which events are encoded. Each change is encoded once per form in use.
@@ -73,6 +73,8 @@ pub struct JoinRequest {
     pub user: Result<Option<Arc<str>>, Reject>,
     /// The meta to show; none is an empty object.
     pub meta: Result<Option<Arc<str>>, Reject>,
+    /// By what to recognise the client when it comes back.
+    pub resume: Result<Option<Secret>, Reject>,
     /// See the roster without being in it.
     pub observe: bool,
 }

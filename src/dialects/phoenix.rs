@@ -10,7 +10,9 @@ use std::fmt::Write as _;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Address, Command, Event, Incoming, JoinRequest, Malformed, WireFormat, meta_from, user_from};
+use super::{
+    Address, Command, Event, Incoming, JoinRequest, Malformed, WireFormat, meta_from, resume_from, user_from,
+};
 use crate::config::Limits;
 use crate::presence::{Diff, Entry, Ref, Snapshot};
 use crate::reject::Reject;
@@ -151,6 +153,8 @@ fn join(payload: Option<&RawValue>, limits: &Limits) -> JoinRequest {
         #[serde(borrow, default)]
         meta: Option<&'a RawValue>,
         #[serde(borrow, default)]
+        resume: Option<&'a RawValue>,
+        #[serde(borrow, default)]
         observe: Option<&'a RawValue>,
     }
     // A payload that is no object claims nothing.
@@ -158,6 +162,7 @@ fn join(payload: Option<&RawValue>, limits: &Limits) -> JoinRequest {
     JoinRequest {
         user: user_from(fields.user_id, limits),
         meta: meta_from(fields.meta, limits),
+        resume: resume_from(fields.resume),
         observe: fields.observe.is_some_and(|raw| raw.get() == "true"),
     }
 }

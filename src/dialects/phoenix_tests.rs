@@ -16,7 +16,7 @@ fn decode(text: &str) -> Result<Incoming, Malformed> {
 }
 
 fn entry(ids: &Ids, user: &str, meta: &str) -> Arc<Entry> {
-    Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: meta.into(), since: 0 })
+    Arc::new(Entry::new(user.into(), ids.r#ref(), meta.into(), 0))
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn present(hub: &SharedHub, channel: &str, user: &str) -> Rc<Outbox> {
     let mut hub = hub.borrow_mut();
     let outbox = hub.connect(Line::Socket, 1 << 20, None);
     hub.view(outbox.id(), channel, View { format: WireFormat::PhoenixV2, join_ref: None, known: None });
-    hub.track(outbox.id(), channel, user.into(), r#"{"a":1}"#.into());
+    hub.track(outbox.id(), channel, user.into(), r#"{"a":1}"#.into(), None);
     outbox
 }
 
@@ -174,7 +174,7 @@ async fn a_reader_that_does_not_read_is_ended() {
     reader.event().await;
     for n in 0..40 {
         let meta = format!(r#"{{"n":{n},"blob":"{}"}}"#, "x".repeat(3_000));
-        sockets.hub.borrow().track(ada.id(), "room", "ada".into(), meta.into());
+        sockets.hub.borrow().track(ada.id(), "room", "ada".into(), meta.into(), None);
         // Who reads gets everything.
         while reader.event().await.2["joins"][0]["meta"]["n"] != n {}
     }

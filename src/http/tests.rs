@@ -52,12 +52,8 @@ fn fill(state: &AppState, channel: &str, users: &[&str]) {
     let ids = Ids::new(state.node);
     let mut roster = Roster::new(state.node);
     for user in users {
-        let entry = Entry {
-            user: (*user).into(),
-            r#ref: ids.r#ref(),
-            meta: r#"{"name":"Zoë"}"#.into(),
-            since: 1_700_000_000_000,
-        };
+        let meta = r#"{"name":"Zoë"}"#.into();
+        let entry = Entry::new((*user).into(), ids.r#ref(), meta, 1_700_000_000_000);
         let _ = roster.put(ids.number(), Arc::new(entry), 1);
     }
     state.rosters.publish(&channel.into(), Arc::new(Published::new(roster.snapshot(7))));

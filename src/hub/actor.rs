@@ -10,7 +10,7 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 
 use super::drain::{slices, spread};
 use super::{ConnId, Hub, SharedHub};
-use crate::channel::{Fan, Live, Registry};
+use crate::channel::{Fan, Live, Probe, Registry};
 use crate::config::Config;
 use crate::reject::Close;
 
@@ -105,8 +105,8 @@ impl Hubs {
         let shared = Arc::clone(registry.shared());
         let hub = Rc::new(RefCell::new(Hub {
             number: all.len(),
+            address: None,
             rules: self.rules,
-            link: None,
             rosters: shared.rosters.clone(),
             metrics: Arc::clone(&shared.metrics),
             registry,
@@ -115,7 +115,7 @@ impl Hubs {
             channels: HashMap::new(),
         }));
         let address = HubActor { hub: Rc::clone(&hub), session_check }.start();
-        hub.borrow_mut().link = Some((address.clone().recipient(), address.clone().recipient()));
+        hub.borrow_mut().address = Some(address.clone());
         all.push(address);
         hub
     }
@@ -211,6 +211,14 @@ impl Handler<Fan> for HubActor {
     fn handle(&mut self, Fan { update, meter }: Fan, _: &mut Self::Context) {
         self.hub.borrow_mut().fan(&update);
         meter.handled();
+    }
+}
+
+impl Handler<Probe> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, Probe { connection }: Probe, _: &mut Self::Context) {
+        self.hub.borrow_mut().probe(connection);
     }
 }
 

@@ -22,12 +22,12 @@ use actix::Addr;
 use bytes::Bytes;
 
 use crate::channel::{
-    Channel, Detach, Dropped, HubLink, Live, Meter, Published, Registry, Rosters, Track, Untrack, Update,
+    Alive, Channel, Detach, Dropped, HubLink, Meter, Published, Registry, Rosters, Track, Untrack, Update,
 };
 use crate::dialects::{self, WireFormat};
 use crate::health::Problem;
 use crate::metrics::Metrics;
-use crate::presence::Ref;
+use crate::presence::{Ref, ResumeKey};
 use crate::reject::Close;
 
 pub use actor::{CloseSessions, Drain, HubActor, Hubs, Rules, SessionCheck, Tie};
@@ -75,8 +75,8 @@ struct Connected {
 /// The state of one thread's hub.
 pub struct Hub {
     number: usize,
+    address: Option<Addr<HubActor>>,
     rules: Rules,
-    link: Option<(actix::Recipient<Live>, actix::Recipient<crate::channel::Fan>)>,
     registry: Registry,
     rosters: Rosters,
     metrics: Arc<Metrics>,
@@ -164,12 +164,19 @@ impl Hub {
     }
 
     /// `id`, who views `channel`, is present in it as `user` and shows `meta`.
-    pub fn track(&self, id: ConnId, channel: &str, user: Arc<str>, meta: Arc<str>) {
+    pub fn track(
+        &self,
+        id: ConnId,
+        channel: &str,
+        user: Arc<str>,
+        meta: Arc<str>,
+        resume: Option<ResumeKey>,
+    ) {
         // A connection that was let go, but whose actor still runs, must not come back as a ghost.
         if self.connections.contains_key(&id)
             && let Some(viewed) = self.channels.get(channel)
         {
-            viewed.channel.do_send(Track { connection: id, user, meta, at: Instant::now() });
+            viewed.channel.do_send(Track { connection: id, user, meta, resume, at: Instant::now() });
         }
     }
 
@@ -177,6 +184,23 @@ impl Hub {
     pub fn untrack(&self, id: ConnId, channel: &str) {
         if let Some(viewed) = self.channels.get(channel) {
             viewed.channel.do_send(Untrack { connection: id });
+        }
+    }
+
+    /// Something came from `id`, whom [`Hub::probe`] asked for a sign of life.
+    pub fn alive(&self, id: ConnId) {
+        let Some(connected) = self.connections.get(&id) else { return };
+        for viewed in connected.channels.iter().filter_map(|channel| self.channels.get(channel)) {
+            viewed.channel.do_send(Alive { connection: id });
+        }
+    }
+
+    /// Asks `id` for a sign of life, if it is one of this thread's.
+    fn probe(&mut self, id: ConnId) {
+        if let Some(connected) = self.connections.get(&id) {
+            let outbox = Rc::clone(&connected.outbox);
+            outbox.doubt();
+            self.send(&outbox, frames::ping());
         }
     }
 
@@ -200,10 +224,11 @@ impl Hub {
         }
         let name: Arc<str> = channel.into();
         let meter = Arc::new(Meter::default());
-        let link = self.link.clone().map(|(live, fan)| HubLink {
+        let link = self.address.clone().map(|address| HubLink {
             hub: self.number,
-            live,
-            fan,
+            live: address.clone().recipient(),
+            fan: address.clone().recipient(),
+            probe: address.recipient(),
             meter: Arc::clone(&meter),
         });
         let address = self.registry.attach(&name, link);

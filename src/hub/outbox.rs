@@ -25,6 +25,8 @@ pub struct Outbox {
     heard: Cell<u32>,
     /// How long not to listen to the client, in milliseconds: it sends more than it may.
     deaf: Cell<u32>,
+    /// Whether the client is asked for a sign of life.
+    doubted: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +46,14 @@ impl Outbox {
     /// and counts for no more than a quarter of the limit: rosters and diffs larger than the limit, also
     /// some in a row, still reach whoever reads. What is that large is shared by all who are told it.
     pub fn new(id: ConnId, limit: usize, now: u32) -> Self {
-        Self { id, limit, queue: RefCell::default(), heard: Cell::new(now), deaf: Cell::new(0) }
+        Self {
+            id,
+            limit,
+            queue: RefCell::default(),
+            heard: Cell::new(now),
+            deaf: Cell::new(0),
+            doubted: Cell::new(false),
+        }
     }
 
     /// The connection's number.
@@ -129,6 +138,16 @@ impl Outbox {
     pub fn take_deaf(&self) -> Option<Duration> {
         let wait = self.deaf.take();
         (wait > 0).then(|| Duration::from_millis(wait.into()))
+    }
+
+    /// The client is asked for a sign of life.
+    pub fn doubt(&self) {
+        self.doubted.set(true);
+    }
+
+    /// Whether it was asked; this is the sign.
+    pub fn take_doubt(&self) -> bool {
+        self.doubted.take()
     }
 
     /// When anything last came from the client.

@@ -6,12 +6,20 @@ use indexmap::IndexMap;
 
 use super::{Entry, Seat};
 
-/// What happened to one seat: a join (`None` → `Some`), a leave (`Some` → `None`) or an update.
+/// What viewers see of one seat, before and after: a join (`None` → `Some`), a leave (`Some` → `None`) or
+/// an update. A seat that continues another has that one's name here: see [`super::Origin`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub seat: Seat,
     pub old: Option<Arc<Entry>>,
     pub new: Option<Arc<Entry>>,
+}
+
+impl Change {
+    /// Whether viewers need not be told: what they see of the seat is the same.
+    pub fn is_silent(&self) -> bool {
+        self.old.as_ref().map(|entry| entry.r#ref) == self.new.as_ref().map(|entry| entry.r#ref)
+    }
 }
 
 /// The net changes of a window, ready to be told: apply all joins, then all leaves.
@@ -50,6 +58,9 @@ struct Folded {
 impl Pending {
     /// Folds `change` in: the seat's state before the window stays, its state after is the newest.
     pub fn add(&mut self, change: Change) {
+        if change.is_silent() && !self.seats.contains_key(&change.seat) {
+            return;
+        }
         let told = [&change.old, &change.new].into_iter().flatten();
         self.bytes += told.map(|entry| entry.user.len() + entry.meta.len()).sum::<usize>();
         match self.seats.entry(change.seat) {
@@ -107,7 +118,7 @@ mod tests {
     use crate::presence::{Ids, NodeId};
 
     fn entry(ids: &Ids, user: &str) -> Option<Arc<Entry>> {
-        Some(Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: "{}".into(), since: 0 }))
+        Some(Arc::new(Entry::new(user.into(), ids.r#ref(), "{}".into(), 0)))
     }
 
     #[test]

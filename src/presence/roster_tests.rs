@@ -8,7 +8,7 @@ use super::*;
 use crate::presence::{Ids, Pending};
 
 fn entry(ids: &Ids, user: &str, since: u64) -> Arc<Entry> {
-    Arc::new(Entry { user: user.into(), r#ref: ids.r#ref(), meta: "{}".into(), since })
+    Arc::new(Entry::new(user.into(), ids.r#ref(), "{}".into(), since))
 }
 
 /// One node with its roster and what it has announced.

@@ -74,25 +74,29 @@ impl Sentinels {
     }
 
     async fn ask_one(&self, address: &RedisAddress, at: usize) -> RedisResult<Primary> {
-        // Held while it is asked: whoever asks at the same time waits, within the limit of each.
-        let mut line = self.lines[at].lock().await;
-        // Taken out, so that one on which the question was not answered in time is gone with it.
-        let mut connection = match line.take() {
-            Some(connection) => connection,
-            None => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(ASK_LIMIT))
-                    .set_response_timeout(Some(ASK_LIMIT));
-                let client = address.client(self.group.sentinels[at].clone())?;
-                client.get_multiplexed_async_connection_with_config(&config).await?
-            }
-        };
+        let mut line = self.line(address, at).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("MASTER").arg(&self.group.name);
-        let said: HashMap<String, String> = question.query_async(&mut connection).await?;
-        let primary = parse(&said).ok_or((ErrorKind::UnexpectedReturnType, "a sentinel names no primary"))?;
-        *line = Some(connection);
-        Ok(primary)
+        let said: RedisResult<HashMap<String, String>> = question.query_async(&mut line).await;
+        if said.is_err() {
+            *self.lines[at].lock().await = None;
+        }
+        let none = (ErrorKind::UnexpectedReturnType, "a sentinel names no primary");
+        Ok(parse(&said?).ok_or(none)?)
+    }
+
+    async fn line(&self, address: &RedisAddress, at: usize) -> RedisResult<MultiplexedConnection> {
+        let mut line = self.lines[at].lock().await;
+        if let Some(line) = &*line {
+            return Ok(line.clone());
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ASK_LIMIT))
+            .set_response_timeout(Some(ASK_LIMIT));
+        let client = address.client(self.group.sentinels[at].clone())?;
+        let new = client.get_multiplexed_async_connection_with_config(&config).await?;
+        *line = Some(new.clone());
+        Ok(new)
     }
 }
 

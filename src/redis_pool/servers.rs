@@ -36,7 +36,7 @@ pub struct Servers {
     sentinels: Option<Sentinels>,
     /// Nodes of the cluster that were learned of.
     nodes: Mutex<Vec<ConnectionInfo>>,
-    /// Why the last attempt to connect failed, if it did.
+    /// Why the last attempt to connect failed, or the last connection.
     problem: Mutex<Option<String>>,
 }
 
@@ -54,9 +54,14 @@ impl Servers {
         matches!(self.address.servers(), RedisServers::Cluster(_))
     }
 
-    /// Why Redis cannot be reached, as far as the last attempt to connect tells. Holds no secret.
+    /// Why Redis cannot be reached or used, as far as the last attempt tells. Holds no secret.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what a connection that stood could not be used for; the next attempt to connect has the last word.
+    pub fn note_problem(&self, problem: &str) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem.to_owned());
     }
 
     /// A connection for commands. Each answer is waited for up to `answer_limit`, in a cluster a second.
@@ -311,7 +316,7 @@ fn describe(error: &RedisError) -> String {
     }
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.code().unwrap_or(error.category())),
-        None => error.to_string(),
+        None => error.to_string().trim_end_matches(" - Io").to_owned(),
     }
 }
 

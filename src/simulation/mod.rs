@@ -77,3 +77,11 @@ fn the_guarantees_hold_for_every_seed() {
         began.elapsed()
     );
 }
+
+#[test]
+fn an_undisturbed_hour_finds_nothing_to_repair() {
+    let world = World::run(&Scenario::calm_hour(1), false).unwrap_or_else(|violation| panic!("{violation}"));
+    for (audit, gaps) in world.audits() {
+        assert_eq!((audit, gaps), (crate::channel::sim::Audit::default(), 0));
+    }
+}

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::store::{Ms, Store};
 
 use crate::channel::Published;
-use crate::channel::sim::{Audience, ChannelCore, Effect};
+use crate::channel::sim::{Audience, Audit, ChannelCore, Effect, Noticed};
 use crate::cluster::Told;
 use crate::cluster::contact::{Contact, Reply, Write};
 use crate::cluster::nodes::{Nodes, Verdict};
@@ -20,7 +20,7 @@ use crate::cluster::topics::{Interest, Topics};
 use crate::cluster::{keys, wire};
 use crate::dialects::{self, WireFormat};
 use crate::hub::Viewers;
-use crate::presence::{Diff, Ids, NodeId, Reading};
+use crate::presence::{Diff, Ids, NodeId, Reading, ResumeKey};
 
 /// Microseconds of virtual time.
 pub type Us = u64;
@@ -47,12 +47,10 @@ pub enum Ask {
         connection: u64,
         writes: Vec<Write>,
     },
+    /// First unsubscribes, then subscribes.
     Subscribe {
         connection: u64,
-        topics: Vec<String>,
-    },
-    Unsubscribe {
-        connection: u64,
+        unsubscribe: Vec<String>,
         topics: Vec<String>,
     },
     Ping {
@@ -141,9 +139,10 @@ pub struct To {
 pub enum ToChannel {
     Attach { hub: usize, link: u64 },
     Detach { hub: usize },
-    Track { connection: u64, user: Arc<str>, meta: Arc<str>, at: Instant },
+    Track { connection: u64, user: Arc<str>, meta: Arc<str>, resume: Option<ResumeKey>, at: Instant },
     Untrack { connection: u64 },
     Dropped { connection: u64 },
+    Alive { connection: u64 },
     Drain,
     Told(Told),
 }
@@ -176,6 +175,8 @@ pub struct Out {
     pub wakes: Vec<(Ms, Wake)>,
     pub to_channels: Vec<(To, ToChannel)>,
     pub to_hubs: Vec<(usize, ToHub)>,
+    /// Connections to be asked for a sign of life, and by whom.
+    pub probes: Vec<(To, u64)>,
     /// To which connection, and what.
     pub frames: Vec<(u64, String)>,
 }
@@ -221,6 +222,9 @@ pub struct SimNode {
     subscribing: bool,
     cleaning: BTreeSet<NodeId>,
     pub leaving: bool,
+    /// What comparing has found, and how often an announcement was missed.
+    pub audit: Audit,
+    pub gaps: u64,
     /// When the writer and the subscriber may try again.
     pauses: [u32; 2],
 }
@@ -250,6 +254,8 @@ impl SimNode {
             subscribing: false,
             cleaning: BTreeSet::new(),
             leaving: false,
+            audit: Audit::default(),
+            gaps: 0,
             pauses: [0; 2],
         }
     }
@@ -374,15 +380,18 @@ impl SimNode {
                 channel.links.push((hub, link));
             }
             ToChannel::Detach { hub } => channel.links.retain(|(other, _)| *other != hub),
-            ToChannel::Track { connection, user, meta, at } => {
-                state.track(connection, &user, &meta, now / 1_000, at);
+            ToChannel::Track { connection, user, meta, resume, at } => {
+                state.track(connection, &user, &meta, resume, now / 1_000, at);
             }
             ToChannel::Untrack { connection } => state.untrack(connection, at),
-            ToChannel::Dropped { connection } => state.dropped(connection, at),
+            ToChannel::Dropped { connection } => state.dropped(connection, now / 1_000, at),
+            ToChannel::Alive { connection } => state.alive(connection, at),
             ToChannel::Drain => state.leave_all(at),
-            ToChannel::Told(told) => {
-                channel.core.told(told);
-            }
+            ToChannel::Told(told) => match channel.core.told(told, at) {
+                Noticed::Missing(missing) => self.audit.missing += missing as u64,
+                Noticed::Gap => self.gaps += 1,
+                Noticed::Nothing => {}
+            },
         }
         self.settle(to, now, out);
     }
@@ -408,20 +417,22 @@ impl SimNode {
                 .unwrap_or(0),
         };
         let name = Arc::clone(&to.channel);
+        let found = channel.core.state.take_audit();
+        self.audit.ghosts += found.ghosts;
+        self.audit.missing += found.missing;
+        self.audit.skipped += found.skipped;
         for effect in channel.core.settle(audience, at) {
             match effect {
-                Effect::Announce(batch) => {
-                    self.contact.write(Write::Changes { channel: Arc::clone(&name), batch });
+                Effect::Announce(batch, digest) => {
+                    self.contact.write(Write::Changes { channel: Arc::clone(&name), batch, digest });
                 }
                 Effect::Read(asked) => {
                     out.asks.push((Ask::Read { to: to.clone(), asked, attempt: 1 }, POOL_LIMIT));
                 }
-                Effect::WriteAgain { version, seats } => {
-                    self.contact.write(Write::Again { channel: Arc::clone(&name), version, seats });
+                Effect::WriteAgain { version, digest, seats } => {
+                    self.contact.write(Write::Again { channel: Arc::clone(&name), version, digest, seats });
                 }
-                Effect::Repair { version, ops } => {
-                    self.contact.write(Write::Repair { channel: Arc::clone(&name), version, ops });
-                }
+                Effect::Probe(connection) => out.probes.push((to.clone(), connection)),
                 Effect::GoLive { roster, .. } => {
                     self.rosters.insert(Arc::clone(&name), Arc::new(Published::new(roster)));
                     for (hub, link) in &channel.links {
@@ -440,7 +451,7 @@ impl SimNode {
                 }
             }
         }
-        let next = channel.core.next_diff(audience, at).into_iter().chain(channel.core.next_grace()).min();
+        let next = channel.core.next_diff(audience, at).into_iter().chain(channel.core.next_time()).min();
         if let Some(next) = next
             && channel.settle_at.is_none_or(|set| set > next || set <= at)
         {
@@ -509,13 +520,10 @@ impl SimNode {
 
     fn follow_interest(&mut self, out: &mut Out) {
         let Some(connection) = self.subscriber.filter(|_| !self.subscribing) else { return };
-        let Interest { subscribe, unsubscribe } = self.topics.next();
-        if !unsubscribe.is_empty() {
-            out.asks.push((Ask::Unsubscribe { connection, topics: unsubscribe }, PATIENCE));
-        }
-        if !subscribe.is_empty() {
+        let Interest { subscribe: topics, unsubscribe } = self.topics.next();
+        if !unsubscribe.is_empty() || !topics.is_empty() {
             self.subscribing = true;
-            out.asks.push((Ask::Subscribe { connection, topics: subscribe }, PATIENCE));
+            out.asks.push((Ask::Subscribe { connection, unsubscribe, topics }, PATIENCE));
         }
     }
 
@@ -633,7 +641,7 @@ impl SimNode {
                     out.asks.push((Ask::GiveBack, POOL_LIMIT));
                 }
             }
-            (Ask::Subscribe { connection, topics }, _) if self.subscriber == Some(connection) => {
+            (Ask::Subscribe { connection, topics, .. }, _) if self.subscriber == Some(connection) => {
                 self.subscribing = false;
                 for channel in self.topics.subscribed(&topics) {
                     self.tell(&channel, Told::ReadAgain, out);
@@ -694,10 +702,9 @@ impl SimNode {
                 let wake = if line == Line::Writes { Wake::ConnectWriter } else { Wake::ConnectSubscriber };
                 out.wakes.push((self.pause(line), wake));
             }
-            Ask::Batch { connection, .. }
-            | Ask::Subscribe { connection, .. }
-            | Ask::Unsubscribe { connection, .. }
-            | Ask::Ping { connection } => self.broken(connection, out),
+            Ask::Batch { connection, .. } | Ask::Subscribe { connection, .. } | Ask::Ping { connection } => {
+                self.broken(connection, out)
+            }
             Ask::Listed | Ask::Alive { .. } => {
                 self.nodes.rest(self.at(now));
                 out.wakes.push((TICK, Wake::Tick));
@@ -834,7 +841,7 @@ pub fn serve(store: &mut Store, node: NodeId, ask: &Ask, now: Ms) -> (Answer, Ve
             store.unlist(node, true);
             return (Answer::Done, vec![(keys::NODES_TOPIC.to_owned(), node.to_string())]);
         }
-        Ask::Connect(_) | Ask::Subscribe { .. } | Ask::Unsubscribe { .. } | Ask::Ping { .. } => Answer::Done,
+        Ask::Connect(_) | Ask::Subscribe { .. } | Ask::Ping { .. } => Answer::Done,
     };
     (answer, Vec::new())
 }

@@ -57,10 +57,20 @@ pub enum Action {
     Drop {
         client: usize,
     },
-    /// The socket ends, and a moment later the client is back, perhaps at another node.
+    /// The socket ends, and a moment later the client is back with the same meta, perhaps at another node.
     Reload {
         client: usize,
         node: usize,
+    },
+    /// The second half of a reload.
+    Return {
+        client: usize,
+        node: usize,
+        channel: usize,
+    },
+    /// The client is gone, but its socket hangs: only silence tells.
+    Vanish {
+        client: usize,
     },
     Crash {
         node: usize,
@@ -135,17 +145,30 @@ impl Scenario {
         Self { seed, actions }
     }
 
+    /// An hour in which clients come, go, change and reload, and nothing breaks.
+    pub fn calm_hour(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let mut actions = Vec::new();
+        let mut at = 0;
+        while at < 3_600_000 {
+            at += dice.below(3_000);
+            actions.push((at, Self::action(&mut dice, 0)));
+        }
+        Self { seed, actions }
+    }
+
     fn action(dice: &mut Dice, faults: u64) -> Action {
         let client = dice.below(CLIENTS as u64) as usize;
         let node = dice.below(NODES as u64) as usize;
         let channel = dice.below(CHANNELS as u64) as usize;
         let is_fault = faults != 0 && dice.chance(22);
         if !is_fault {
-            return match dice.below(10) {
+            return match dice.below(11) {
                 0..=3 => Action::Join { client, node, channel },
                 4 => Action::Leave { client },
                 5 => Action::Update { client },
                 6 => Action::Drop { client },
+                7 if dice.chance(30) => Action::Vanish { client },
                 _ => Action::Reload { client, node },
             };
         }

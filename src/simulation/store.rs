@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::cluster::contact::{Reply, Write, told_of_part};
 use crate::cluster::reading::Found;
 use crate::cluster::{keys, wire};
-use crate::presence::{Batch, NodeId, Part};
+use crate::presence::{Batch, NodeId, Part, Stated};
 
 /// Milliseconds of virtual time.
 pub type Ms = u64;
@@ -29,7 +29,7 @@ struct Living<T> {
 struct Channel {
     users: Living<BTreeSet<String>>,
     hashes: BTreeMap<String, Living<BTreeMap<String, String>>>,
-    versions: Living<BTreeMap<NodeId, u64>>,
+    versions: Living<BTreeMap<NodeId, (u64, u64)>>,
 }
 
 /// The server.
@@ -105,32 +105,29 @@ impl Store {
                     None => return (Reply::NoLease, Vec::new()),
                 }
             }
-            Write::Changes { channel, batch } => {
+            Write::Changes { channel, batch, digest } => {
                 let message = wire::announcement(node, batch).expect("a batch can be announced");
-                let applied = self.apply(node, channel, batch, now);
+                let applied = self.apply(node, channel, batch, *digest, now);
                 self.list(node, channel, now);
                 if let Some(refusal) = applied {
                     return (refusal, Vec::new());
                 }
                 return (Reply::Done, vec![(keys::Keys::default().topic(channel), message)]);
             }
-            Write::Again { channel, version, seats } => {
+            Write::Again { channel, version, digest, seats } => {
                 let message = wire::announcement(node, &told_of_part(*version, seats));
                 let message = message.expect("a batch can be announced");
                 let values = seats.iter().map(|(seat, entry)| {
                     let value = wire::value(node, entry).expect("an entry can be written");
                     (entry.user.to_string(), keys::field(node, *seat), value)
                 });
-                let done = self.rewrite(node, channel, *version, &values.collect::<Vec<_>>(), now);
+                let stands = (*version, *digest);
+                let done = self.rewrite(node, channel, stands, &values.collect::<Vec<_>>(), now);
                 self.list(node, channel, now);
                 if !done {
                     return (Reply::Done, Vec::new());
                 }
                 return (Reply::Done, vec![(keys::Keys::default().topic(channel), message)]);
-            }
-            Write::Repair { channel, version, ops } => {
-                let batch = Batch { from: *version, to: *version, ops: ops.clone() };
-                self.apply(node, channel, &batch, now);
             }
             Write::Beat { channel, version, seats } => {
                 let seats: Vec<_> =
@@ -167,7 +164,14 @@ impl Store {
     }
 
     /// `apply.lua`
-    fn apply(&mut self, node: NodeId, channel: &Arc<str>, batch: &Batch, now: Ms) -> Option<Reply> {
+    fn apply(
+        &mut self,
+        node: NodeId,
+        channel: &Arc<str>,
+        batch: &Batch,
+        digest: u64,
+        now: Ms,
+    ) -> Option<Reply> {
         let until = now + self.presence_ttl;
         let channel = self.channels.entry(Arc::clone(channel)).or_default();
         let stands = channel.version(node);
@@ -181,6 +185,9 @@ impl Store {
             let field = keys::field(node, op.seat);
             match &op.entry {
                 Some(entry) => {
+                    if let Some(origin) = &entry.origin {
+                        channel.remove(&op.user, &keys::field(origin.over.node, origin.over.number));
+                    }
                     let hash = channel.hashes.entry(op.user.to_string()).or_default();
                     hash.value.insert(field, wire::value(node, entry).expect("an entry can be written"));
                     hash.until = until;
@@ -190,7 +197,7 @@ impl Store {
             }
         }
         channel.users.until = until;
-        channel.versions.value.insert(node, batch.to);
+        channel.versions.value.insert(node, (batch.to, digest));
         channel.versions.until = until;
         None
     }
@@ -200,7 +207,7 @@ impl Store {
         &mut self,
         node: NodeId,
         channel: &Arc<str>,
-        version: u64,
+        (version, digest): (u64, u64),
         seats: &[(String, String, String)],
         now: Ms,
     ) -> bool {
@@ -217,7 +224,7 @@ impl Store {
             channel.users.value.insert(user.clone());
         }
         channel.users.until = until;
-        channel.versions.value.insert(node, version);
+        channel.versions.value.insert(node, (version, digest));
         channel.versions.until = until;
         true
     }
@@ -250,11 +257,15 @@ impl Store {
             channel.versions.until = until;
             channel.users.until = until;
         }
-        let versions = channel.versions.value.iter().map(|(node, version)| (*node, *version)).collect();
+        let stated = |(node, (version, digest)): (&NodeId, &(u64, u64))| {
+            (*node, Stated { version: *version, digest: Some(*digest) })
+        };
+        let stated = channel.versions.value.iter().map(stated).collect();
+        let users = channel.users.value.len();
         if version != 0 {
             self.list(node, &channel_name, now);
         }
-        Reply::Beaten { versions, missing }
+        Reply::Beaten { stated, missing, users }
     }
 
     /// `read.lua`, between two looks at the leases of `asked`, all at one moment.
@@ -266,7 +277,7 @@ impl Store {
         let settled = asked.keys().filter(is_settled).copied().collect();
         let mut found = Found { settled, parts: HashMap::new() };
         let Some(channel) = self.channels.get(channel) else { return found };
-        for (node, version) in &channel.versions.value {
+        for (node, (version, _)) in &channel.versions.value {
             found.parts.insert(*node, Part { version: *version, ..Part::default() });
         }
         for user in &channel.users.value {
@@ -354,7 +365,7 @@ impl Store {
 
 impl Channel {
     fn version(&self, node: NodeId) -> u64 {
-        self.versions.value.get(&node).copied().unwrap_or(0)
+        self.versions.value.get(&node).map_or(0, |(version, _)| *version)
     }
 
     /// What of `node` is not `listed` goes.

@@ -12,12 +12,15 @@ use super::node::{
 };
 use super::scenario::{Action, CHANNELS, CLIENTS, Dice, NODES, Scenario};
 use super::store::{Ms, Store};
-use crate::presence::NodeId;
+use crate::channel::sim::Audit;
+use crate::presence::{NodeId, ResumeKey};
 
 /// G3: everything agrees this long after everything works again, and what the checks allow for delays.
 const CONVERGED: Ms = 20_000 + SLACK;
 /// The longest window (1 s) and the way from a socket to a viewer on another node.
 const SLACK: Ms = 2_000;
+/// G4: a silent socket is ended.
+const SILENT: Ms = 60_000;
 /// G4: a dead node's members are gone.
 const DEAD: Ms = 15_000;
 
@@ -96,10 +99,24 @@ struct Place {
 
 #[derive(Clone, Debug)]
 enum Word {
-    View { hub: usize, connection: u64, channel: Arc<str>, present: Option<(Arc<str>, Arc<str>)> },
-    Track { hub: usize, connection: u64, channel: Arc<str>, user: Arc<str>, meta: Arc<str> },
+    View { hub: usize, connection: u64, channel: Arc<str>, present: Option<Presence> },
+    Track { hub: usize, connection: u64, channel: Arc<str>, present: Presence },
     Leave { hub: usize, connection: u64, channel: Arc<str> },
     Drop { hub: usize, connection: u64, channel: Arc<str> },
+}
+
+/// What a client says of itself.
+#[derive(Clone, Debug)]
+struct Presence {
+    user: Arc<str>,
+    meta: Arc<str>,
+    key: Option<ResumeKey>,
+}
+
+impl Presence {
+    fn word(self, connection: u64, at: Instant) -> ToChannel {
+        ToChannel::Track { connection, user: self.user, meta: self.meta, resume: self.key, at }
+    }
 }
 
 #[derive(Default)]
@@ -125,6 +142,8 @@ struct Slot {
 enum End {
     Left,
     Dropped,
+    /// Its socket hangs: the node does not know.
+    Vanished,
     Died,
 }
 
@@ -132,18 +151,36 @@ struct Client {
     user: Arc<str>,
     /// Where it is connected: the node, its hub, the connection, the channel.
     at: Option<(Place, usize, u64, usize)>,
-    present_since: Ms,
+    /// Half of the clients have a resume key.
+    key: Option<ResumeKey>,
     meta: u64,
+    /// Since when it has shown that meta somewhere.
+    shown_since: Ms,
     /// For each meta it has shown: when it was shown no more, why, and where.
     ended: BTreeMap<u64, (Ms, End, Place)>,
+    /// If it has come back with the meta it had.
+    returned: Option<Return>,
     view: ClientView,
-    view_since: Ms,
+}
+
+/// A client that lost its socket and is back with the same meta.
+#[derive(Clone, Copy, Debug)]
+struct Return {
+    left: Ms,
+    back: Ms,
+    /// Nobody may be shown anything of it.
+    silent: bool,
 }
 
 impl Client {
     /// The last of the clients only watch.
     fn observes(index: usize) -> bool {
         index >= CLIENTS - 3
+    }
+
+    fn presence(&self, index: usize) -> Presence {
+        let meta = format!(r#"{{"client":{index},"meta":{}}}"#, self.meta).into();
+        Presence { user: Arc::clone(&self.user), meta, key: self.key }
     }
 }
 
@@ -155,6 +192,7 @@ pub type Violation = String;
 pub struct Worst {
     pub left: Ms,
     pub dropped: Ms,
+    pub vanished: Ms,
     pub died: Ms,
 }
 
@@ -174,6 +212,7 @@ pub struct World {
     slots: Vec<Slot>,
     clients: Vec<Client>,
     faults: u32,
+    last_vanished: Ms,
     healthy_since: Ms,
     pub worst: Worst,
     pub steps: u64,
@@ -194,11 +233,17 @@ impl World {
         let end = scenario.actions.last().map_or(0, |(at, _)| *at) + 1_000;
         world.advance(end)?;
         world.heal();
+        let end = end.max(world.last_vanished + SILENT + GRACE);
         world.advance(end + CONVERGED)?;
         world.check_agreement(false)?;
         world.advance(end + CONVERGED + PRESENCE_TTL)?;
         world.check_agreement(true)?;
         Ok(world)
+    }
+
+    /// What the nodes that live have found by comparing, and how many announcements they missed.
+    pub fn audits(&self) -> Vec<(Audit, u64)> {
+        self.slots.iter().filter_map(|slot| slot.node.as_ref()).map(|node| (node.audit, node.gaps)).collect()
     }
 
     fn new(scenario: &Scenario, trace: bool) -> Self {
@@ -207,11 +252,12 @@ impl World {
             // Some users have several connections.
             user: format!("user-{}", index % 4).into(),
             at: None,
-            present_since: 0,
+            key: (index % 2 == 1).then(|| ResumeKey::new(&format!("user-{}", index % 4), &index.to_string())),
             meta: 0,
+            shown_since: 0,
             ended: BTreeMap::new(),
+            returned: None,
             view: ClientView::default(),
-            view_since: 0,
         };
         let mut world = Self {
             start: Instant::now(),
@@ -228,6 +274,7 @@ impl World {
             slots: (0..NODES).map(|_| Slot::default()).collect(),
             clients: (0..CLIENTS).map(client).collect(),
             faults: 0,
+            last_vanished: 0,
             healthy_since: 0,
             worst: Worst::default(),
             steps: 0,
@@ -416,6 +463,20 @@ impl World {
             let wait = self.mailbox(place, format!("hub {hub}"));
             self.schedule(wait, Event::Hub { at: place, hub, message });
         }
+        for (to, connection) in out.probes {
+            // A socket that hangs does not answer.
+            if self
+                .clients
+                .iter()
+                .any(|client| client.at.is_some_and(|(at, _, its, _)| at == place && its == connection))
+            {
+                let wait = self.latency() + self.mailbox(place, format!("{}/{}", to.channel, to.actor));
+                self.schedule(
+                    wait,
+                    Event::Channel { at: place, to, message: ToChannel::Alive { connection } },
+                );
+            }
+        }
         out.frames.into_iter().try_for_each(|(connection, text)| self.receive(place, connection, &text))
     }
 
@@ -452,17 +513,12 @@ impl World {
                 self.slots[from.node].connections.insert(connection);
                 answer = Answer::Connected(connection);
             }
-            Ask::Subscribe { connection, topics } | Ask::Unsubscribe { connection, topics } => {
+            Ask::Subscribe { connection, unsubscribe, topics } => {
                 let Some((_, subscribed, _)) = self.subscriptions.get_mut(connection) else { return };
                 // The topic of what concerns nodes as a whole is always heard.
                 subscribed.insert(crate::cluster::keys::NODES_TOPIC.to_owned());
-                for topic in topics {
-                    if matches!(ask, Ask::Subscribe { .. }) {
-                        subscribed.insert(topic.clone());
-                    } else {
-                        subscribed.remove(topic);
-                    }
-                }
+                subscribed.retain(|topic| !unsubscribe.contains(topic));
+                subscribed.extend(topics.iter().cloned());
             }
             Ask::Ping { connection } if !self.subscriptions.contains_key(connection) => return,
             Ask::Batch { connection, .. } if !self.slots[from.node].connections.contains(connection) => {
@@ -601,19 +657,23 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Join { client, node, channel } => self.join(client, node, channel),
+            Action::Join { client, node, channel } => self.join(client, node, channel, false),
             Action::Leave { client } => self.leave(client),
             Action::Update { client } => self.update(client),
-            Action::Drop { client } => self.drop_client(client),
+            Action::Drop { client } => self.drop_client(client, End::Dropped),
             Action::Reload { client, node } => {
                 let Some((.., channel)) = self.clients[client].at else { return };
-                self.drop_client(client);
+                self.drop_client(client, End::Dropped);
                 let after = 1_000 + self.dice.below(1_900_000);
-                self.schedule(after, Event::Act(Action::Join { client, node, channel }));
+                self.schedule(after, Event::Act(Action::Return { client, node, channel }));
             }
+            Action::Return { client, node, channel } => self.join(client, node, channel, true),
+            Action::Vanish { client } => self.drop_client(client, End::Vanished),
             Action::Crash { node } => {
                 if self.slots[node].node.is_some() && !self.slots[node].paused {
+                    let lost = self.clients_of(node);
                     self.end_node(node, End::Died);
+                    self.send_elsewhere(lost, node);
                 }
             }
             Action::Start { node } => {
@@ -668,7 +728,7 @@ impl World {
         }
     }
 
-    fn join(&mut self, client: usize, node: usize, channel: usize) {
+    fn join(&mut self, client: usize, node: usize, channel: usize, comes_back: bool) {
         let place = Place { node, life: self.slots[node].life };
         let free = self.slots[node].node.is_some() && !self.slots[node].draining;
         if self.clients[client].at.is_some() || !free {
@@ -677,12 +737,24 @@ impl World {
         let hub = self.dice.below(HUBS as u64) as usize;
         let connection = self.slots[node].node.as_ref().map_or(0, |node| node.ids.number());
         let ms = self.ms();
+        let calm = self.faults == 0;
+        let calm_since = if self.healthy_since == 0 { 0 } else { self.healthy_since + CONVERGED };
         let me = &mut self.clients[client];
         me.at = Some((place, hub, connection, channel));
-        me.meta += 1;
-        (me.present_since, me.view_since) = (ms, ms);
+        me.returned = None;
+        let ended = me.ended.get(&me.meta).filter(|_| comes_back && me.meta > 0).copied();
+        match ended {
+            Some((left, how, _)) if me.key.is_some() || how == End::Dropped => {
+                me.ended.remove(&me.meta);
+                // Who was hardly there is not known everywhere.
+                let prompt = ms < left + GRACE - 300 && me.shown_since + SLACK < left;
+                let silent = me.key.is_some() && how != End::Left && prompt && calm && calm_since <= left;
+                me.returned = Some(Return { left, back: ms, silent });
+            }
+            _ => (me.meta, me.shown_since) = (me.meta + 1, ms),
+        }
         me.view = ClientView::default();
-        let present = (!Client::observes(client)).then(|| (Arc::clone(&me.user), meta_of(client, me.meta)));
+        let present = (!Client::observes(client)).then(|| me.presence(client));
         let word = Word::View { hub, connection, channel: channel_name(channel), present };
         self.schedule(0, Event::Word { at: place, word });
     }
@@ -696,13 +768,18 @@ impl World {
         self.schedule(0, Event::Word { at: place, word });
     }
 
-    fn drop_client(&mut self, client: usize) {
+    fn drop_client(&mut self, client: usize, how: End) {
         let ms = self.ms();
         let me = &mut self.clients[client];
         let Some((place, hub, connection, channel)) = me.at.take() else { return };
-        me.ended.insert(me.meta, (ms, End::Dropped, place));
+        me.ended.insert(me.meta, (ms, how, place));
         let word = Word::Drop { hub, connection, channel: channel_name(channel) };
-        self.schedule(0, Event::Word { at: place, word });
+        let mut noticed = 0;
+        if how == End::Vanished {
+            noticed = SILENT;
+            self.last_vanished = ms;
+        }
+        self.schedule(noticed * 1_000, Event::Word { at: place, word });
     }
 
     fn update(&mut self, client: usize) {
@@ -713,11 +790,28 @@ impl World {
             return;
         }
         me.ended.insert(me.meta, (ms, End::Left, place));
-        me.meta += 1;
-        me.present_since = ms;
-        let (user, meta) = (Arc::clone(&me.user), meta_of(client, me.meta));
-        let word = Word::Track { hub, connection, channel: channel_name(channel), user, meta };
+        (me.meta, me.shown_since) = (me.meta + 1, ms);
+        me.returned = None;
+        let present = me.presence(client);
+        let word = Word::Track { hub, connection, channel: channel_name(channel), present };
         self.schedule(0, Event::Word { at: place, word });
+    }
+
+    fn clients_of(&self, node: usize) -> Vec<(usize, usize)> {
+        let at =
+            |client: &Client| client.at.filter(|(place, ..)| place.node == node).map(|(.., channel)| channel);
+        self.clients.iter().enumerate().filter_map(|(index, client)| Some((index, at(client)?))).collect()
+    }
+
+    /// Clients whose node is gone try another.
+    fn send_elsewhere(&mut self, clients: Vec<(usize, usize)>, from: usize) {
+        for (client, channel) in clients {
+            if self.dice.chance(70) {
+                let node = (from + 1 + self.dice.below(NODES as u64 - 1) as usize) % NODES;
+                let after = 100_000 + self.dice.below(1_500_000);
+                self.schedule(after, Event::Act(Action::Return { client, node, channel }));
+            }
+        }
     }
 
     /// SIGTERM: as `server::drain`.
@@ -727,9 +821,11 @@ impl World {
         }
         self.slots[node].draining = true;
         let at = Place { node, life: self.slots[node].life };
+        let told = self.clients_of(node);
+        self.send_elsewhere(told, node);
         for client in 0..CLIENTS {
             if self.clients[client].at.is_some_and(|(place, ..)| place == at) {
-                self.drop_client(client);
+                self.drop_client(client, End::Dropped);
             }
         }
         self.schedule((GRACE + 500) * 1_000, Event::LastLeave { at });
@@ -741,12 +837,12 @@ impl World {
         self.on_node(at, |node, out| match word {
             Word::View { hub, connection, channel, present } => {
                 node.view(hub, connection, &channel, now, out);
-                if let Some((user, meta)) = present {
-                    node.say(hub, &channel, ToChannel::Track { connection, user, meta, at: arrived }, out);
+                if let Some(present) = present {
+                    node.say(hub, &channel, present.word(connection, arrived), out);
                 }
             }
-            Word::Track { hub, connection, channel, user, meta } => {
-                node.say(hub, &channel, ToChannel::Track { connection, user, meta, at: arrived }, out);
+            Word::Track { hub, connection, channel, present } => {
+                node.say(hub, &channel, present.word(connection, arrived), out);
             }
             Word::Leave { hub, connection, channel } => {
                 node.say(hub, &channel, ToChannel::Untrack { connection }, out);
@@ -773,10 +869,16 @@ impl World {
         }
         let seen =
             self.clients[client].view.receive(text).map_err(|what| format!("G2: client {client}: {what}"))?;
+        for shown in seen.joined.iter().chain(&seen.left) {
+            if self.must_be_silent(*shown) {
+                return Err(format!("G5: client {client} is shown {shown:?}, who came back in time: {text}"));
+            }
+        }
         for shown in seen.left {
             self.note_delay(shown, place);
-            let still =
-                self.clients[client].view.roster.iter().flatten().any(|(_, (_, s))| s.client == shown.client);
+            let user = &self.clients[shown.client].user;
+            let roster = self.clients[client].view.roster.iter().flatten();
+            let still = roster.map(|(_, (other, _))| other).any(|other| **other == **user);
             if !still && self.is_present(shown) && !self.excused(shown.client, place) {
                 return Err(format!(
                     "G5: client {client} at node {} is shown that {shown:?} left, who stayed",
@@ -787,6 +889,18 @@ impl World {
         Ok(())
     }
 
+    /// Whether nobody may be shown anything of this now: its client has come back within the grace.
+    fn must_be_silent(&self, shown: Shown) -> bool {
+        let them = &self.clients[shown.client];
+        let Some(returned) = them.returned.filter(|returned| returned.silent && them.at.is_some()) else {
+            return false;
+        };
+        let ms = self.ms();
+        let calm =
+            self.faults == 0 && (self.healthy_since == 0 || self.healthy_since + CONVERGED <= returned.left);
+        them.meta == shown.meta && calm && ms < returned.back + GRACE + SLACK
+    }
+
     /// Somebody is seen to have left: how long after, where nothing was broken meanwhile.
     fn note_delay(&mut self, shown: Shown, place: Place) {
         let Some((ended, how, _)) = self.clients[shown.client].ended.get(&shown.meta) else { return };
@@ -794,6 +908,7 @@ impl World {
             let worst = match how {
                 End::Left => &mut self.worst.left,
                 End::Dropped => &mut self.worst.dropped,
+                End::Vanished => &mut self.worst.vanished,
                 End::Died => &mut self.worst.died,
             };
             let alone_until = if *how == End::Died { self.slots[place.node].since } else { 0 };
@@ -801,10 +916,14 @@ impl World {
         }
     }
 
-    /// Whether what is shown is what that client shows, without a break since it began to.
+    /// Whether what is shown is what that client shows, without a break since it began to. Where it came
+    /// back late, without a key or through a fault, its old seat may be seen to end first.
     fn is_present(&self, shown: Shown) -> bool {
         let them = &self.clients[shown.client];
-        them.at.is_some() && them.meta == shown.meta
+        let unbroken = them
+            .returned
+            .is_none_or(|returned| returned.silent || returned.back + DEAD + CONVERGED < self.ms());
+        them.at.is_some() && them.meta == shown.meta && unbroken
     }
 
     /// Whether a viewer at `place` may think that the node of `client` is dead.
@@ -833,6 +952,7 @@ impl World {
                 let strict = match how {
                     End::Left => SLACK,
                     End::Dropped => GRACE + SLACK,
+                    End::Vanished => SILENT + GRACE + SLACK,
                     End::Died => DEAD,
                 };
                 let allowed = if recent && calm_since > 0 {
@@ -915,8 +1035,4 @@ impl World {
         }
         Ok(())
     }
-}
-
-fn meta_of(client: usize, meta: u64) -> Arc<str> {
-    format!(r#"{{"client":{client},"meta":{meta}}}"#).into()
 }

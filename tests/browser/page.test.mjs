@@ -79,6 +79,8 @@ async function sees(page, users) {
   await until(async () => (await roster(page)).join() === expected, `sees ${expected}`, WAIT, () => roster(page))
   await until(async () => (await at(page, "online-count").textContent()) === String(users.length), "counts them", WAIT)
 }
+/** No tile comes, goes or glows any more. */
+const isStill = (page) => page.waitForFunction(() => !document.querySelector("#wall :is(.coming, .going, .changed)"))
 /** A page full of people, `[name, status, availability]`: it uses the client alone. */
 async function crowd(channel, people) {
   const page = await (await someone()).newPage()
@@ -169,8 +171,17 @@ describe("members", () => {
     const ada = await enter(await someone(), "Ada", "reload", "u-ada")
     const grace = await enter(await someone(), "Grace", "reload", "u-grace")
     await sees(ada, ["u-ada", "u-grace"])
+    await isStill(ada)
+    await ada.evaluate(() => {
+      window.touched = []
+      const isHers = (node) => Boolean((node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement)?.closest('[data-user="u-grace"]'))
+      const note = ({ type, target, addedNodes, removedNodes }) => [target, ...addedNodes, ...removedNodes].some(isHers) && touched.push(`${type} of ${target.className}`)
+      new MutationObserver((records) => records.forEach(note)).observe(document.querySelector("#wall"), { subtree: true, childList: true, attributes: true, characterData: true })
+    })
+    const key = await grace.evaluate(() => sessionStorage.getItem("rollcall.resume"))
     await grace.reload()
     await sees(grace, ["u-ada", "u-grace"])
+    assert.equal(await grace.evaluate(() => sessionStorage.getItem("rollcall.resume")), key, "the tab has its key still")
     // Everything the reload could have caused comes before what Ada hears of a member that comes and goes after it.
     const late = await enter(await someone(), "Linus", "reload", "u-linus")
     await late.close()
@@ -178,6 +189,26 @@ describe("members", () => {
     assert.equal(await feed(ada, "leave").count(), 1, "only Linus left")
     assert.equal(await at(ada, "feed").locator("li", { hasText: "Grace" }).count(), 1, "one line about Grace: she came in")
     await sees(ada, ["u-ada", "u-grace"])
+    assert.deepEqual(await ada.evaluate(() => touched), [], "nothing of Grace's tile was touched")
+  })
+
+  test("a duplicated tab, which has the same key, is another tab", async () => {
+    const ada = await enter(await someone(), "Ada", "duplicate", "u-ada")
+    const grace = await enter(await someone(), "Grace", "duplicate", "u-grace")
+    await sees(ada, ["u-ada", "u-grace"])
+    const opened = grace.waitForEvent("popup")
+    await grace.evaluate(() => void open(location.href)) // As a browser duplicates: with what the session stores.
+    const copy = await opened
+    await member(copy, "u-grace").waitFor()
+    const keys = await Promise.all([grace, copy].map((page) => page.evaluate(() => sessionStorage.getItem("rollcall.resume"))))
+    assert.equal(keys[0], keys[1])
+    const tabs = member(ada, "u-grace").getByTestId("tabs")
+    await hasText(tabs, "×2")
+    await copy.close()
+    await tabs.waitFor({ state: "hidden" })
+    await sees(ada, ["u-ada", "u-grace"])
+    assert.equal(await feed(ada, "leave").count(), 0)
+    assert.equal(await feed(ada, "join").filter({ hasText: "Grace" }).count(), 1)
   })
 
   test("watching is not being there", async () => {

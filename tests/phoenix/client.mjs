@@ -182,8 +182,8 @@ export function member(node, channel, payload = {}, { vsn = "2.0.0", ...options 
 }
 
 /** A user who is in the channel and has the roster. */
-export async function joinAs(node, channel, user, { meta, observe, ...options } = {}) {
-  const payload = { ...(user !== undefined && { user_id: user }), ...(meta && { meta }), ...(observe && { observe }) }
+export async function joinAs(node, channel, user, { meta, observe, resume, ...options } = {}) {
+  const payload = { ...(user !== undefined && { user_id: user }), ...(meta && { meta }), ...(observe && { observe }), ...(resume && { resume }) }
   const me = member(node, channel, payload, options)
   const { status, response } = await me.joined
   assert.equal(status, "ok", `${user} joins ${channel}: ${JSON.stringify(response)}`)
@@ -210,13 +210,15 @@ export const counted = (node, channel, online, connections = online, ms = 5000) 
 /**
  * Opens a socket for single frames. Refused upgrades reject with an error that has `status`, `headers`
  * and `body`.
- * `form` is how it writes frames: "array" or "object"; what it reads tells for itself.
+ * `form` is how it writes frames: "array" or "object"; what it reads tells for itself. `onFrame` is called
+ * with each frame as it comes, and then none is kept.
  */
-export function connectRaw(node, { query = { vsn: "2.0.0" }, form = "array", protocols, headers, path = "/socket/websocket", url, ...options } = {}) {
+export function connectRaw(node, { query = { vsn: "2.0.0" }, form = "array", protocols, headers, path = "/socket/websocket", url, onFrame, ...options } = {}) {
   const search = new URLSearchParams(query).toString()
   const address = url ?? `ws://127.0.0.1:${node.port}${path}${search && `?${search}`}`
   const socket = new WebSocket(address, protocols ?? [], { headers, perMessageDeflate: false, handshakeTimeout: 10_000, ...options })
   const raw = { socket, frames: [], binaries: [], ended: null, upgrade: null }
+  const take = onFrame ?? ((frame) => raw.frames.push(frame))
   let ref = 100
   socket.on("upgrade", (response) => (raw.upgrade = response))
   socket.on("close", (code, reason) => (raw.ended = { code, reason: reason.toString() }))
@@ -225,9 +227,9 @@ export function connectRaw(node, { query = { vsn: "2.0.0" }, form = "array", pro
     const frame = JSON.parse(data)
     if (Array.isArray(frame)) {
       const [join_ref, ref, topic, event, payload] = frame
-      raw.frames.push({ form: "array", text: data.toString(), join_ref, ref, topic, event, payload })
+      take({ form: "array", text: data.toString(), join_ref, ref, topic, event, payload })
     } else {
-      raw.frames.push({ form: "object", text: data.toString(), ...frame })
+      take({ form: "object", text: data.toString(), ...frame })
     }
   })
 

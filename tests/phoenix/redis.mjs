@@ -4,8 +4,11 @@
 import net from "node:net"
 import { freePort, launch, until } from "./server.mjs"
 
-/** Starts redis-server with nothing in it and nothing on disk; or, with `started: false`, only picks its port. */
-export async function startRedis({ started = true } = {}) {
+/**
+ * Starts redis-server with nothing in it and nothing on disk; or, with `started: false`, only picks its port.
+ * With a `folder` it keeps there what SAVE writes, and begins with it. `args` and `env` are added to its own.
+ */
+export async function startRedis({ started = true, folder, args: more = [], env = {} } = {}) {
   const port = await freePort()
   let server = null
   let connection = null
@@ -27,11 +30,12 @@ export async function startRedis({ started = true } = {}) {
       for (let i = 0; i < flat.length; i += 2) fields[flat[i]] = flat[i + 1]
       return fields
     },
-    /** Starts it, empty, on the same port as before. */
+    /** Starts it on the same port as before: empty, or with what was saved. */
     async start() {
       if (server) throw new Error("redis-server is already running")
       const args = ["--port", String(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-      server = launch("redis-server", args, process.env)
+      args.push(...(folder ? ["--dir", folder] : []), ...more)
+      server = launch("redis-server", args, { ...process.env, ...env })
       let ended = false
       server.exited.then(() => (ended = true))
       await until(

@@ -19,7 +19,7 @@ describe("a cluster of three primaries with a replica each", () => {
   let redis, a, b
   before(async () => {
     redis = await cluster()
-    const env = { REDIS_URL: redis.url, SERVICE_KEY: SERVICE, ROLLCALL_LOG: process.env.ROLLCALL_TEST_FILTER, ROLLCALL_NODE_TTL_SECONDS: String(LEASE / 1000) }
+    const env = { REDIS_URL: redis.url, SERVICE_KEY: SERVICE, ROLLCALL_NODE_TTL_SECONDS: String(LEASE / 1000) }
     ;[a, b] = await Promise.all([startNode(env), startNode(env)])
     for (const node of [a, b]) await healthy(node)
   })
@@ -123,6 +123,57 @@ describe("a cluster of three primaries with a replica each", () => {
     // And changes go on being heard.
     await joinAs(b, room, "later")
     await seen(all, ["later"], 5000)
+  })
+
+  test("the node at which others are heard is killed: they are heard at another", async (t) => {
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1"]
+    const heard = async (node) => (await node.call("CLIENT", "LIST", "TYPE", "pubsub")).trim().split("\n").filter(Boolean).length
+    const counts = await Promise.all(redis.nodes.map(heard))
+    assert.equal(counts.reduce((sum, n) => sum + n), 2, "one subscription for each node")
+    const victim = redis.nodes[counts.findIndex((n) => n > 0)]
+    await victim.kill()
+    const killed = Date.now()
+    await Promise.all([joinAs(a, room, "ada"), joinAs(b, room, "bo")])
+    users.push("ada", "bo")
+    await seen(all, users, BOUND)
+    t.diagnostic(`shared again after ${Date.now() - killed} ms`)
+    await redis.whole()
+    await victim.start()
+    await redis.whole()
+    await redis.covered()
+    for (const node of [a, b]) await healthy(node)
+    undisturbed(all, users)
+  })
+
+  test("a primary that hangs is replaced, and is a replica when it comes back", async (t) => {
+    await redis.covered()
+    const rooms = Array.from({ length: 6 }, () => fresh("spread"))
+    const groups = await Promise.all(rooms.map((room) => observers([a, b], room)))
+    const users = ["watcher 0", "watcher 1", "during"]
+    const { node: victim } = await redis.owner(usersKey(rooms[0]))
+    const other = redis.nodes.find((node) => node !== victim)
+    victim.freeze()
+    const frozen = Date.now()
+    try {
+      await Promise.all(rooms.map((room) => joinAs(a, room, "during")))
+      const replaced = async () => (await redis.view(other)).some(({ port, flags }) => port === victim.port && flags.includes("fail"))
+      await until(replaced, "the others give it up", BOUND)
+      await Promise.all(groups.map((all) => seen(all, users, BOUND - (Date.now() - frozen))))
+      t.diagnostic(`shared again after ${Date.now() - frozen} ms`)
+    } finally {
+      victim.thaw()
+    }
+    await redis.whole()
+    await until(async () => (await victim.info("INFO", "replication")).role === "slave", "it is a replica now", 10_000)
+    await redis.covered()
+    for (const node of [a, b]) await healthy(node)
+    for (const room of rooms) {
+      await until(async () => (await redis.ask("SCARD", usersKey(room))) === 3, "all stand in Redis", 10_000)
+    }
+    await holds(() => groups.every((all) => all.every((me) => me.sees(...users))), "all stay", 1000)
+    for (const all of groups) undisturbed(all, users)
   })
 
   test("a primary is killed and its replica takes over: nobody is seen to leave", async (t) => {

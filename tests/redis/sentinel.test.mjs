@@ -157,6 +157,34 @@ describe("a primary, a replica and three sentinels", () => {
     }
   })
 
+  test("a primary that hangs is replaced, and nobody goes back to it", async (t) => {
+    const old = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
+    const next = old === group.first ? group.second : group.first
+    await group.named(old)
+    await group.follows(next, old)
+    for (const node of [a, b]) await healthy(node)
+    const room = fresh()
+    const all = await observers([a, b], room)
+    const users = ["watcher 0", "watcher 1", "during"]
+    const key = `presence:channel:${enc(room)}:users`
+    old.freeze()
+    const frozen = Date.now()
+    try {
+      await joinAs(a, room, "during")
+      await group.named(next)
+      await seen(all, users, BOUND - (Date.now() - frozen))
+      t.diagnostic(`shared again after ${Date.now() - frozen} ms`)
+      await until(async () => (await next.call("SCARD", key)) === 3, "all stand in the new primary", 5000)
+    } finally {
+      old.thaw()
+    }
+    // It takes itself for a primary until the sentinels tell it otherwise.
+    await group.follows(old, next)
+    for (const node of [a, b]) await healthy(node)
+    assert.equal(await next.call("SCARD", key), 3)
+    undisturbed(all, users)
+  })
+
   test("a primary that only the sentinels cannot reach is left as soon as they name another", async (t) => {
     const old = (await group.first.info("INFO", "replication")).role === "master" ? group.first : group.second
     const next = old === group.first ? group.second : group.first
@@ -174,15 +202,20 @@ describe("a primary, a replica and three sentinels", () => {
     await group.named(next)
     const named = Date.now()
     assert.equal((await old.info("INFO", "replication")).role, "master", "it still takes writes")
+    await joinAs(a, room, "later a")
+    await joinAs(b, room, "later b")
+    users.push("later a", "later b")
     const key = `presence:channel:${enc(room)}:users`
-    await until(async () => (await next.call("SCARD", key)) === 2, "all stand in the new primary", 5000)
-    await joinAs(a, room, "later")
-    users.push("later")
+    await until(async () => (await next.call("SCARD", key)) === 4, "all stand in the new primary", 5000)
+    t.diagnostic(`written to the new primary ${Date.now() - named} ms after it was named`)
     await seen(all, users, 5000)
-    t.diagnostic(`shared by the new primary ${Date.now() - named} ms after it was named`)
-    await until(async () => (await next.call("SCARD", key)) === 3, "there as well")
-    const clients = await old.call("CLIENT", "LIST", "TYPE", "pubsub")
-    assert.equal(clients.trim(), "", "nobody listens to the old one")
+    t.diagnostic(`seen by all ${Date.now() - named} ms after it was named`)
+    const listening = async () => (await old.call("CLIENT", "LIST", "TYPE", "pubsub")).trim()
+    await until(async () => (await listening()) === "", "nobody listens to the old one", 3000, listening)
+    t.diagnostic(`nobody listens to the old one ${Date.now() - named} ms after`)
+    const last = await joinAs(b, room, "last")
+    users.push("last")
+    await seen([...all, last], users, 2000)
     await holds(() => all.every((me) => me.sees(...users)), "all stay", LEASE + 1000)
     undisturbed(all, users)
   })

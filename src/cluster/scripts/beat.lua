@@ -2,12 +2,12 @@
 -- KEYS  1 users of the channel   2 versions by node   3… the user's hash, one for each seat
 -- ARGV  1 life of keys in seconds   2 node   3 version, 0 where the node has never had a part
 --       then for each seat: user, field
--- Returns {numbers of the seats that are missing, from 1}, {node, version, node, version, …}, and 1 where
--- the part was lost altogether, or is older than it should be
+-- Returns {numbers of the seats that are missing, from 1}, {node, version, node:digest, digest, …}, 1 where
+-- the part was lost altogether or is older than it should be, and the number of users
 local ttl, missing = ARGV[1], {}
 local stands = tonumber(redis.call('HGET', KEYS[2], ARGV[2]) or 0)
 if ARGV[3] ~= '0' and stands ~= tonumber(ARGV[3]) then
-  return { {}, {}, stands < tonumber(ARGV[3]) and 1 or 0 }
+  return { {}, {}, stands < tonumber(ARGV[3]) and 1 or 0, 0 }
 end
 for i = 3, #KEYS do
   local at = 4 + (i - 3) * 2
@@ -21,4 +21,4 @@ if ARGV[3] ~= '0' then
   redis.call('EXPIRE', KEYS[2], ttl)
   redis.call('EXPIRE', KEYS[1], ttl)
 end
-return { missing, redis.call('HGETALL', KEYS[2]), 0 }
+return { missing, redis.call('HGETALL', KEYS[2]), 0, redis.call('SCARD', KEYS[1]) }

@@ -1,0 +1,176 @@
+// The auditor: compares each view with the truth, word by word.
+//
+//  - nobody was said to leave, or to join, who did not (G2, G5, G7);
+//  - nobody was shown longer after their end than its bound (G4);
+//  - nobody was missing longer after their join than it takes (G1, G3);
+//  - no socket was closed that nobody asked to close (G5).
+// What a fault excuses is said by the test, in the truth's windows and excuses, and nothing else is excused.
+
+import { now } from "./truth.mjs"
+
+/** How long a join may take to be seen everywhere. The first of a channel is at once, under churn they share diffs. */
+const VISIBLE = 1000
+/** A server that closes a socket knows of it before the client does. */
+const EARLY = { drop: 50, closed: 300, silent: 0 }
+
+export class Audit {
+  faults = []
+  measured = []
+
+  constructor(world) {
+    Object.assign(this, { world, truth: world.truth })
+  }
+
+  run() {
+    let words = 0
+    for (const view of this.world.views()) {
+      this.faults.push(...view.faults)
+      for (const epoch of view.epochs) {
+        this.#epoch(view, epoch)
+        for (const { refTimes } of epoch.tags.values()) words += refTimes.length
+      }
+    }
+    const closed = this.faults.length
+    for (const visitor of [...this.world.visitors, ...this.world.observers]) {
+      if (visitor.me) this.faults.push(...visitor.me.ledger.faults)
+      for (const { code, node } of visitor.closes) {
+        if (!node.killedAt && !node.draining) this.faults.push(`${visitor.id}: ${node.name} closed its socket with ${code}`)
+      }
+    }
+    this.measured.push({ guarantee: "G2 G5 joins and leaves told that do not fit the truth", value: closed, limit: 0, unit: "", samples: words })
+    this.measured.push({ guarantee: "G5 sockets closed that nobody asked to close, and clients' own faults", value: this.faults.length - closed, limit: 0, unit: "", samples: this.world.visitors.length + this.world.observers.length })
+    return this.faults
+  }
+
+  #epoch(view, epoch) {
+    const observer = epoch.node
+    for (const [tag, story] of epoch.tags) {
+      const seat = this.truth.seats.get(`${view.channel}|${tag}`)
+      if (!seat || seat.user !== story.user) {
+        this.#fault(view, `shows ${tag} of ${story.user}, whom nobody is`)
+        continue
+      }
+      this.#leaves(view, epoch, seat, story)
+      this.#joins(view, epoch, seat, story)
+      this.#ghosts(view, epoch, seat, story)
+    }
+    for (const seat of this.truth.seats.values()) {
+      if (seat.channel === view.channel) this.#lost(view, epoch, seat, observer)
+    }
+  }
+
+  #leaves(view, epoch, seat, { times, refTimes, heirs }) {
+    for (const { out } of times) {
+      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir))) continue
+      const why = out === null ? null : this.#falseLeave(seat, out)
+      if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})`)
+    }
+    // Refs too: a leave and a join of the same connection in one diff would else go unseen.
+    for (const { at: when, what } of refTimes) {
+      if (what === "in" || (what === "replaced" && seat.updates > 0) || this.#excused(seat, epoch.node, when)) continue
+      if (heirs.some((heir) => this.#tookOver(view, seat, when, heir))) continue
+      const last = seat.spans.findLastIndex((span) => span.ended && span.ended.at <= when)
+      if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
+      else if (this.#isSeamless(seat, last)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
+    }
+  }
+
+  /**
+   * Whether nobody may have seen anything of the ends of all spans up to `last`: it came back in time, to the same
+   * node, or to another with a resume key. Without one it may show twice for a moment: the other node may not
+   * have heard yet whose socket ended.
+   */
+  #isSeamless({ spans, keyed }, last) {
+    return spans.slice(0, last + 1).every(({ node, ended }, i) => ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed || spans[i + 1].node === node))
+  }
+
+  /** Whether the leave is that of a seat in its grace which another connection of the same user had taken over. */
+  #tookOver(view, { spans, user }, out, tag) {
+    const heir = this.truth.seats.get(`${view.channel}|${tag}`)
+    return Boolean(heir && heir.user === user && spans.some(({ ended }) => ended && ended.how !== "leave" && ended.at <= out && heir.spans.some(({ begun }) => begun <= out)))
+  }
+
+  /** Why a leave seen at `out` is false, or nothing. */
+  #falseLeave({ spans }, out) {
+    const last = spans.findLastIndex((span) => span.ended && span.ended.at <= out)
+    if (last < 0) return "was connected all the time"
+    const { ended } = spans[last]
+    if (ended.how === "leave" || ended.how === "kill") return this.truth.cameBack(spans, last) && ended.how === "kill" ? "had come back elsewhere" : null
+    if (this.truth.cameBack(spans, last)) return "came back within the grace"
+    if (out < ended.at + this.truth.grace - EARLY[ended.how] - this.truth.lateness(ended.at)) return `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left`
+    return null
+  }
+
+  #joins(view, epoch, seat, { times }) {
+    for (const one of times) {
+      const span = seat.spans.findLast(({ begun }) => begun <= one.in)
+      if (!span) this.#fault(view, `${at(one.in)} join of ${seat.tag} before it joined`)
+    }
+    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in))
+    const returns = seat.spans.filter(({ begun }) => begun > (times[0]?.in ?? 0)).length
+    if (again.length > returns) this.#fault(view, `${seat.tag} joined ${again.length} times more, and came back ${returns} times`)
+  }
+
+  #ghosts(view, epoch, seat, { times }) {
+    // A seat that has moved may be shown until the end of what each of its spans is allowed.
+    let due = 0
+    let disturbed = false
+    for (const [i, { ended, node }] of seat.spans.entries()) {
+      if (!ended) continue
+      const next = seat.spans[i + 1]?.begun ?? Infinity
+      const own = this.truth.due(ended.at, this.truth.bound(ended.how), node, epoch.node, ended.how)
+      disturbed ||= own.disturbed || due > own.due
+      due = Math.max(due, own.due)
+      for (const time of times) {
+        const out = Math.min(time.out ?? epoch.ended ?? now(), next)
+        if (time.in >= next || out <= ended.at) continue
+        const lag = this.world.lag.between(ended.at, out)
+        if (out > due + lag) this.#fault(view, `${at(out)} ghost: ${seat.tag} was shown ${Math.round(out - ended.at)} ms after its end (${ended.how} on ${node.name}), ${Math.round(out - due)} too long${time.in > ended.at ? ", joined after it" : ""}`)
+        if (!disturbed && next === Infinity && time.out !== null && time.in <= ended.at) this.#measure(LEAVES[ended.how], out - ended.at, due - ended.at, `${seat.tag} to ${view.name}`)
+      }
+    }
+  }
+
+  #lost(view, epoch, seat, observer) {
+    for (const { node, begun, acked, ended } of seat.spans) {
+      if (acked === null) continue
+      const from = Math.max(acked, epoch.begun)
+      const until = Math.min(ended?.at ?? Infinity, epoch.ended ?? Infinity)
+      const { due, disturbed } = this.truth.due(acked, VISIBLE, node, observer)
+      const times = epoch.tags.get(seat.tag)?.times ?? []
+      const time = times.find((one) => one.in <= Math.max(until, from) && (one.out ?? Infinity) >= from)
+      const seen = time ? time.in : Infinity
+      const lag = this.world.lag.between(begun, Math.min(seen, due))
+      if (until <= epoch.begun || until < due + lag) continue
+      const late = Math.max(due, epoch.begun) + lag
+      if (seen > late && !this.#excused(seat, observer, Math.min(seen, now()))) {
+        this.#fault(view, `${seat.tag} joined on ${node.name} at ${at(acked)} and was ${time ? `seen ${Math.round(seen - late)} ms too late` : "never seen"}`)
+      }
+      if (time && !disturbed && time.in >= begun && begun >= epoch.begun) this.#measure(node === observer ? "G1 a join is seen on the same node" : "G1 a join is seen on another node", time.in - begun, VISIBLE, `${seat.tag} at ${at(begun)} to ${view.name} in ${view.channel}, acked ${acked - begun}, epoch ${at(epoch.begun)}`)
+    }
+  }
+
+  #excused(seat, observer, when) {
+    return seat.spans.some(({ node }) => this.truth.isExcused(node, observer, when))
+  }
+
+  #measure(guarantee, value, limit, detail) {
+    this.measured.push({ guarantee, value, limit: Math.round(limit), unit: "ms", detail })
+  }
+
+  #fault(view, what) {
+    this.faults.push(`${view.name} in ${view.channel}: ${what}`)
+  }
+}
+
+const LEAVES = {
+  leave: "G4 an explicit leave",
+  drop: "G4 a closed socket, grace included",
+  closed: "G4 a socket closed by a draining node, grace included",
+  silent: "G4 a silent socket",
+  kill: "G4 a killed node's members",
+}
+
+const spans = (seat) => seat.spans.map(({ node, begun, acked, ended }) => `${node.name}: ${at(begun)}${acked ? at(acked) : ""}${ended ? `${ended.how} ${at(ended.at)}` : ""}`).join("; ")
+
+const at = (time) => `${(time / 1000).toFixed(3)} s:`
