@@ -19,9 +19,11 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::{AuthMode, Config, Origins};
 use crate::dialects::check_user;
+use crate::health::Problem;
 use crate::hub::Tie;
 use crate::jwt::{Claims, JwtVerifier, looks_like_jwt};
 use crate::metrics::Metrics;
+use crate::quota::{Full, Place, Quotas};
 use crate::rate_limit::{RateLimiter, Subject};
 use crate::session::{Session, SessionManager};
 
@@ -99,6 +101,14 @@ pub enum Caller {
 }
 
 impl Caller {
+    /// Who it has proven to be.
+    pub fn user(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::User(identity) => Some(&identity.user),
+            _ => None,
+        }
+    }
+
     /// What binds what it opens to its proof; nothing where it needed none.
     pub fn tie(&self) -> Option<Tie> {
         match self {
@@ -117,6 +127,10 @@ pub enum Refusal {
     AddressRate { retry_after: u64 },
     #[error("too many calls by this user")]
     UserRate { retry_after: u64 },
+    #[error("too many connections from this address; at most {0} on a node")]
+    AddressFull(usize),
+    #[error("too many connections of this user; at most {0} on a node")]
+    UserFull(usize),
     #[error("a valid session or token is needed")]
     NoSession,
     #[error("the service key is needed")]
@@ -132,7 +146,10 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Refusal::Origin | Refusal::NotTrusted => StatusCode::FORBIDDEN,
-            Refusal::AddressRate { .. } | Refusal::UserRate { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::AddressRate { .. }
+            | Refusal::UserRate { .. }
+            | Refusal::AddressFull(_)
+            | Refusal::UserFull(_) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::NoSession | Refusal::NoServiceKey => StatusCode::UNAUTHORIZED,
             Refusal::StoreAway => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -143,6 +160,7 @@ impl Refusal {
         match self {
             Refusal::AddressRate { retry_after } | Refusal::UserRate { retry_after } => Some(retry_after),
             Refusal::StoreAway => Some(2),
+            Refusal::AddressFull(_) | Refusal::UserFull(_) => Some(5),
             _ => None,
         }
     }
@@ -162,6 +180,7 @@ pub struct Admission {
     pub sessions: SessionManager,
     pub jwt: JwtVerifier,
     pub limiter: RateLimiter,
+    pub quotas: Arc<Quotas>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -182,6 +201,23 @@ impl Admission {
         };
         let subprotocol = offers_phoenix(request.headers()).then_some(PHOENIX);
         Ok(Admitted { identity, subprotocol, addr })
+    }
+
+    /// Takes a place for a connection of `user`, where that is proven, among those of its user and address.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub fn place(&self, request: &HttpRequest, user: Option<&Arc<str>>) -> Result<Place, Refusal> {
+        let addr = client_address(request.peer_addr(), request.headers(), &self.config.trusted_proxies);
+        let limits = &self.config.limits;
+        self.quotas.take(user, addr).map_err(|full| {
+            let (problem, refusal) = match full {
+                Full::User => (Problem::UserFull, Refusal::UserFull(limits.max_user_connections)),
+                Full::Address => (Problem::AddressFull, Refusal::AddressFull(limits.max_address_connections)),
+            };
+            self.metrics.health.set(problem, "");
+            self.refuse(refusal)
+        })
     }
 
     /// Finds out who makes a call. The service key passes every check and is not limited.
@@ -344,6 +380,7 @@ impl Admission {
             Refusal::Origin => self.metrics.origin_refusals.inc(),
             Refusal::AddressRate { .. } => self.metrics.rate_refusals_ip.inc(),
             Refusal::UserRate { .. } => self.metrics.rate_refusals_user.inc(),
+            Refusal::AddressFull(_) | Refusal::UserFull(_) => self.metrics.quota_refusals.inc(),
             Refusal::NoSession | Refusal::NoServiceKey | Refusal::NotTrusted | Refusal::StoreAway => {
                 self.metrics.session_refusals.inc()
             }
@@ -498,3 +535,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 #[path = "admission_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "admission_fuzz.rs"]
+mod fuzz;

@@ -11,8 +11,10 @@ fn config(args: &[&str]) -> Config {
 }
 
 fn admission(args: &[&str]) -> Admission {
+    let config = Arc::new(config(args));
     Admission {
-        config: Arc::new(config(args)),
+        quotas: Quotas::of(&config.limits),
+        config,
         sessions: SessionManager::new(None, std::time::Duration::from_secs(3600)),
         jwt: JwtVerifier::new(None),
         limiter: RateLimiter::new(None),

@@ -200,6 +200,15 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_ANONYMOUS", value_enum, ignore_case = true)]
     pub anonymous: Option<Switch>,
 
+    /// How often a WebSocket is pinged, in seconds (1 to 600)
+    #[arg(long, env = "ROLLCALL_PING_SECONDS", default_value_t = 20)]
+    pub ping_seconds: u32,
+
+    /// After how long without a word, a pong among them, a WebSocket is ended as silent, in seconds (2 to
+    /// 3600); longer than the time between two pings
+    #[arg(long, env = "ROLLCALL_SILENCE_SECONDS", default_value_t = 60)]
+    pub silence_seconds: u32,
+
     /// How long a user's last_seen is kept, in days
     #[arg(long, env = "ROLLCALL_LAST_SEEN_DAYS", default_value_t = 30)]
     pub last_seen_days: u64,
@@ -251,9 +260,23 @@ pub struct Limits {
     /// Bytes that may wait to be sent to one connection before it is closed as a slow reader
     #[arg(long, env = "ROLLCALL_MAX_OUTPUT_BYTES", default_value_t = 1_048_576)]
     pub max_output_bytes: usize,
-    /// WebSocket connections on one node
+    /// WebSockets and event streams on one node
     #[arg(long, env = "ROLLCALL_MAX_CONNECTIONS", default_value_t = 100_000)]
     pub max_connections: usize,
+    /// Of them, those of one user who has proven who it is, on each node; 0: no limit
+    #[arg(long, env = "ROLLCALL_MAX_USER_CONNECTIONS", default_value_t = 100)]
+    pub max_user_connections: usize,
+    /// Of them, those from one address (IPv6: one /64), on each node; 0: no limit, for whole companies and
+    /// networks may share an address
+    #[arg(long, env = "ROLLCALL_MAX_ADDRESS_CONNECTIONS", default_value_t = 0)]
+    pub max_address_connections: usize,
+    /// Channels open on one node; joins of others are refused
+    #[arg(long, env = "ROLLCALL_MAX_NODE_CHANNELS", default_value_t = 100_000)]
+    pub max_node_channels: usize,
+    /// Members of one channel, as last told to its viewers: what joins at the same moment can exceed it;
+    /// 0: no limit
+    #[arg(long, env = "ROLLCALL_MAX_CHANNEL_MEMBERS", default_value_t = 0)]
+    pub max_channel_members: usize,
 }
 
 /// Which browser origins may connect.
@@ -288,6 +311,10 @@ pub struct Config {
     pub origins: Origins,
     pub anonymous: bool,
     pub last_seen_ttl: Duration,
+    /// How often a WebSocket is pinged, in seconds.
+    pub ping_every: u32,
+    /// After how many seconds without a word a WebSocket ends.
+    pub silent_after: u32,
     pub log: String,
     pub log_format: LogFormat,
     pub workers: usize,
@@ -320,6 +347,7 @@ impl Args {
         };
         let (presence_ttl, node_ttl) = self.check_ttls()?;
         self.check_limits()?;
+        self.check_liveness()?;
         if self.grace_seconds > 30 {
             return Err(bad("ROLLCALL_GRACE_SECONDS", "at most 30"));
         }
@@ -351,6 +379,8 @@ impl Args {
                 None => auth == AuthMode::Open,
             },
             last_seen_ttl: Duration::from_secs(self.last_seen_days * 86_400),
+            ping_every: self.ping_seconds,
+            silent_after: self.silence_seconds,
             log: self.log,
             log_format: self.log_format,
             workers,
@@ -384,9 +414,25 @@ impl Args {
         Ok((presence, node))
     }
 
+    fn check_liveness(&self) -> Result<(), ConfigError> {
+        if !(1..=600).contains(&self.ping_seconds) {
+            return Err(bad("ROLLCALL_PING_SECONDS", "from 1 to 600"));
+        }
+        if !(2..=3_600).contains(&self.silence_seconds) {
+            return Err(bad("ROLLCALL_SILENCE_SECONDS", "from 2 to 3600"));
+        }
+        if self.silence_seconds <= self.ping_seconds {
+            return Err(bad(
+                "ROLLCALL_SILENCE_SECONDS",
+                "must be longer than ROLLCALL_PING_SECONDS: clients that only answer pings would be ended",
+            ));
+        }
+        Ok(())
+    }
+
     fn check_limits(&self) -> Result<(), ConfigError> {
         let l = &self.limits;
-        let ranges: [(&'static str, usize, usize, usize); 10] = [
+        let ranges: [(&'static str, usize, usize, usize); 14] = [
             ("ROLLCALL_MAX_FRAME_BYTES", l.max_frame_bytes, 1_024, 16 << 20),
             ("ROLLCALL_MAX_META_BYTES", l.max_meta_bytes, 2, 1 << 20),
             ("ROLLCALL_MAX_USER_CHARS", l.max_user_chars, 1, 1_024),
@@ -397,6 +443,10 @@ impl Args {
             ("ROLLCALL_MAX_MESSAGE_RATE", l.max_message_rate as usize, 1, 100_000),
             ("ROLLCALL_MAX_OUTPUT_BYTES", l.max_output_bytes, 65_536, 1 << 30),
             ("ROLLCALL_MAX_CONNECTIONS", l.max_connections, 1, 10_000_000),
+            ("ROLLCALL_MAX_USER_CONNECTIONS", l.max_user_connections, 0, 10_000_000),
+            ("ROLLCALL_MAX_ADDRESS_CONNECTIONS", l.max_address_connections, 0, 10_000_000),
+            ("ROLLCALL_MAX_NODE_CHANNELS", l.max_node_channels, 1, 10_000_000),
+            ("ROLLCALL_MAX_CHANNEL_MEMBERS", l.max_channel_members, 0, 10_000_000),
         ];
         for (setting, value, least, most) in ranges {
             if value < least || value > most {
@@ -525,6 +575,13 @@ mod tests {
             (&["--allowed-origins", "example"], "ROLLCALL_ALLOWED_ORIGINS"),
             (&["--max-meta-bytes", "1000000"], "ROLLCALL_MAX_META_BYTES"),
             (&["--grace-seconds", "31"], "ROLLCALL_GRACE_SECONDS"),
+            (&["--ping-seconds", "0"], "ROLLCALL_PING_SECONDS"),
+            (&["--silence-seconds", "20"], "ROLLCALL_SILENCE_SECONDS"),
+            (&["--silence-seconds", "3601"], "ROLLCALL_SILENCE_SECONDS"),
+            (&["--max-node-channels", "0"], "ROLLCALL_MAX_NODE_CHANNELS"),
+            (&["--max-user-connections", "10000001"], "ROLLCALL_MAX_USER_CONNECTIONS"),
+            (&["--max-address-connections", "10000001"], "ROLLCALL_MAX_ADDRESS_CONNECTIONS"),
+            (&["--max-channel-members", "10000001"], "ROLLCALL_MAX_CHANNEL_MEMBERS"),
         ] {
             assert_eq!(check(args).unwrap_err().setting, setting);
         }

@@ -262,6 +262,31 @@ mod tests {
         }
     }
 
+    /// A token that was damaged is believed only if it still says what was signed.
+    #[test]
+    fn fuzz_tokens() {
+        use proptest::prelude::*;
+        let token = signed(&json!({"sub": "u", "exp": NOW + 60, "email": "a@b.example"}));
+        let honest = verify(&token).unwrap();
+        let pieces = [".", "=", "eyJhbGciOiJub25lIn0", "A", "-", "_", "é", "\0", "{\"alg\":\"none\"}", "e30"];
+        let places = any::<proptest::sample::Index>;
+        let damage =
+            proptest::collection::vec((places(), places(), proptest::sample::select(pieces.to_vec())), 0..4);
+        crate::fuzz::fuzz(&damage, |damage| {
+            let mut parts: Vec<char> = token.chars().collect();
+            for (from, length, piece) in damage {
+                let from = from.index(parts.len() + 1);
+                let to = (from + length.index(8)).min(parts.len());
+                parts.splice(from..to, piece.chars());
+            }
+            let damaged: String = parts.into_iter().collect();
+            let _ = looks_like_jwt(&damaged);
+            if let Ok(claims) = verify(&damaged) {
+                assert_eq!(claims, honest);
+            }
+        });
+    }
+
     #[test]
     fn rubbish_is_malformed() {
         for token in ["", "a.b.c", "eyJ.eyJ.x", "....", &"eyJ".repeat(10_000)] {

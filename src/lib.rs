@@ -28,6 +28,8 @@ pub mod session;
 pub mod jwt;
 /// How often somebody may call.
 pub mod rate_limit;
+/// How many connections somebody may have.
+pub mod quota;
 /// One at a time, cluster-wide.
 pub mod lock;
 /// Pooled Redis connections, under limits.
@@ -42,6 +44,8 @@ pub mod json;
 pub mod reject;
 /// What an operator can watch.
 pub mod metrics;
+/// What is wrong, and who notices.
+pub mod health;
 /// Starting, ready, draining.
 pub mod lifecycle;
 /// Log lines, for people or machines.
@@ -49,6 +53,9 @@ pub mod logging;
 /// Settings, checked before the start.
 pub mod config;
 
+/// Damaged inputs for every decoder.
+#[cfg(test)]
+mod fuzz;
 /// A whole cluster in virtual time, from a seed.
 #[cfg(test)]
 mod simulation;

@@ -1,4 +1,4 @@
-//! Where the node is in its life: starting, ready or draining.
+//! Where the node is in its life: starting, ready, draining or stopped.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -9,6 +9,8 @@ pub enum Stage {
     Ready,
     /// On its way out: sockets are told to go elsewhere and no new ones are taken.
     Draining,
+    /// Nothing is served any more.
+    Stopped,
 }
 
 /// The stage, readable from every thread.
@@ -21,7 +23,8 @@ impl Lifecycle {
         match self.0.load(Ordering::Relaxed) {
             0 => Stage::Starting,
             1 => Stage::Ready,
-            _ => Stage::Draining,
+            2 => Stage::Draining,
+            _ => Stage::Stopped,
         }
     }
 

@@ -7,9 +7,12 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::health::{Health, Problem};
 
 /// A counter that only grows.
 pub type Count = Counter<u64, AtomicU64>;
@@ -18,6 +21,9 @@ pub type Count = Counter<u64, AtomicU64>;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// What is wrong just now: `problem` says the same in numbers.
+    pub health: Health,
+    problem: Family<[(&'static str, &'static str); 1], Gauge>,
     pub connections: Gauge,
     pub connections_opened: Count,
     pub event_streams: Gauge,
@@ -53,6 +59,7 @@ pub struct Metrics {
     pub nodes_lost: Count,
     pub rate_refusals_ip: Count,
     pub rate_refusals_user: Count,
+    pub quota_refusals: Count,
     pub origin_refusals: Count,
     pub session_refusals: Count,
     pub count_l1_hits: Count,
@@ -77,6 +84,7 @@ macro_rules! register {
                 $registry.register(stringify!($name), $help, metric.clone());
                 metric
             }, )*
+            health: Health::default(),
             registry: $registry,
         }
     };
@@ -95,6 +103,7 @@ impl Metrics {
         // 0.25 ms to 4 s: from one hop in a process to the longest window and a slow Redis.
         let seconds = || Histogram::new(exponential_buckets(0.000_25, 2.0, 15));
         register! { registry,
+            problem: Family::default(), "1 while the problem stands, each told by /readyz";
             connections: Gauge::default(), "Open WebSockets";
             connections_opened: Count::default(), "WebSockets opened";
             event_streams: Gauge::default(), "Open streams of server-sent events";
@@ -111,7 +120,7 @@ impl Metrics {
             frames_malformed: Count::default(), "Messages that no dialect could read";
             frames_oversized: Count::default(), "Connections ended for announcing too large a message";
             slow_readers: Count::default(), "Connections ended because their queue was full";
-            silent_sockets: Count::default(), "Connections ended because nothing came for 60 s";
+            silent_sockets: Count::default(), "Connections ended because nothing came for ROLLCALL_SILENCE_SECONDS";
             presence_calls_held: Count::default(), "Presence calls over the rate, held and applied later";
             messages_refused: Count::default(), "Messages over the rate, answered with an error";
             join_to_visible: seconds(), "Seconds from a change on this node to the viewers' queues";
@@ -130,6 +139,7 @@ impl Metrics {
             nodes_lost: Count::default(), "Nodes declared dead by this one";
             rate_refusals_ip: Count::default(), "Calls refused by the rate limit of an address";
             rate_refusals_user: Count::default(), "Calls refused by the rate limit of a user";
+            quota_refusals: Count::default(), "Connections and joins refused because there were as many as there may be";
             origin_refusals: Count::default(), "Connections refused for their origin";
             session_refusals: Count::default(), "Calls refused for want of a valid session";
             count_l1_hits: Count::default(), "Counts answered from this process";
@@ -154,6 +164,11 @@ impl Metrics {
 
     /// Everything, as Prometheus reads it.
     pub fn render(&self) -> String {
+        let standing = self.health.standing();
+        for what in Problem::ALL {
+            let stands = standing.iter().any(|one| one.what == what);
+            self.problem.get_or_create(&[("what", what.name())]).set(i64::from(stands));
+        }
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -170,8 +185,11 @@ mod tests {
         let metrics = Metrics::new();
         metrics.joins.inc_by(3);
         metrics.join_to_visible.observe(0.003);
+        metrics.health.set(Problem::Draining, "");
         let text = metrics.render();
         assert!(text.contains("rollcall_joins_total 3"), "{text}");
         assert!(text.contains("rollcall_join_to_visible_count 1"), "{text}");
+        assert!(text.contains("rollcall_problem{what=\"draining\"} 1"), "{text}");
+        assert!(text.contains("rollcall_problem{what=\"redis_away\"} 0"), "{text}");
     }
 }

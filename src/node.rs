@@ -7,7 +7,7 @@ use actix::{Arbiter, Recipient};
 use crate::channel::{Registry, Rosters, Shared};
 use crate::cluster::{Cluster, LocalCluster, RedisCluster, Revoked, RevokedFn, Ttls};
 use crate::config::Config;
-use crate::hub::{CloseSessions, Hubs, SessionCheck};
+use crate::hub::{CloseSessions, Hubs, Rules, SessionCheck};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::presence::{Ids, NodeId};
@@ -39,7 +39,7 @@ impl Node {
         let ids = Ids::new(NodeId::random());
         let pool = config.redis.as_ref().map(RedisPool::new).transpose()?;
         let sessions = SessionManager::new(pool.clone(), config.session_ttl);
-        let hubs = Hubs::default();
+        let hubs = Hubs::new(Rules::of(&config));
         let revoked = on_revoked(sessions.clone(), hubs.clone());
         let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, revoked);
         let shared = Shared {

@@ -22,6 +22,10 @@ pub enum Reject {
     ChannelName(usize),
     #[error("too many channels joined")]
     TooManyChannels,
+    #[error("too many channels on this node")]
+    TooManyOnNode,
+    #[error("channel has its {0} members")]
+    ChannelFull(usize),
     #[error("unmatched topic")]
     UnmatchedTopic,
     #[error("unknown event")]
@@ -40,7 +44,7 @@ pub enum Reject {
 pub enum Close {
     /// The node is going away; reconnect and be served by another.
     Restart,
-    /// Nothing came for a minute.
+    /// Nothing came for too long.
     Silent,
     /// The session was revoked or has expired.
     SessionEnded,

@@ -15,11 +15,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::admission::{Admission, Admitted, Identity};
 use crate::config::Config;
 use crate::connection::{self, ConnectParams, Sockets};
+use crate::health::Problem as Trouble;
 use crate::http::{self, AppState, Problem, Remote};
 use crate::hub::{Drain, SharedHub};
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::node::Node;
+use crate::quota::{Place, Quotas};
 use crate::rate_limit::RateLimiter;
 
 /// Connections that may wait to be accepted. The kernel's own bound may be lower.
@@ -125,7 +127,7 @@ pub async fn run(
         let state = state.clone();
         App::new()
             .app_data(sockets)
-            .route("/socket/websocket", web::get().to(phoenix_socket))
+            .service(http::resource("/socket/websocket", "GET").route(web::get().to(phoenix_socket)))
             .configure(move |cfg| http::configure(cfg, state))
     })
     .workers(config.workers)
@@ -147,7 +149,7 @@ pub async fn run(
     node.lifecycle.enter(Stage::Ready);
     tracing::info!(node = %node.id, addresses = ?config.listen, "ready");
     stop.await;
-    drain(&node, &handle).await;
+    tokio::join!(drain(&node, &handle), tell_how_many_are_left(&node));
     running.await.map_err(io::Error::other)?
 }
 
@@ -158,6 +160,7 @@ fn app_state(node: &Node) -> AppState {
         sessions: node.sessions.clone(),
         jwt: JwtVerifier::new(node.config.jwt_secret.as_ref()),
         limiter: RateLimiter::new(node.pool.clone()),
+        quotas: Quotas::of(&node.config.limits),
         metrics: Arc::clone(&node.metrics),
     };
     AppState {
@@ -198,13 +201,13 @@ fn warn_of_risks(config: &Config) {
     }
 }
 
-/// Not ready, no new connections; sockets told to go, in slices; own presence taken back and
-/// announced; the lease given back; the end. Less than ten seconds.
+/// Not ready, no new sockets; sockets told to go, in slices; own presence taken back and announced; the
+/// lease given back; the end. Less than ten seconds. Calls are answered until then: who asks for a socket
+/// is told at once to ask elsewhere, and would else wait for a node that never answers.
 async fn drain(node: &Node, handle: &ServerHandle) {
     let metrics = &node.metrics;
     tracing::info!(connections = metrics.open(), "draining");
     node.lifecycle.enter(Stage::Draining);
-    handle.pause().await;
     if metrics.open() > 0 {
         node.hubs.tell(Drain { over: DRAIN_OVER });
         until(DRAIN_OVER + Duration::from_secs(1), || metrics.open() == 0).await;
@@ -220,7 +223,23 @@ async fn drain(node: &Node, handle: &ServerHandle) {
         );
     }
     handle.stop(true).await;
+    node.lifecycle.enter(Stage::Stopped);
     tracing::info!("stopped");
+}
+
+/// Until the node has stopped, for whoever watches it.
+async fn tell_how_many_are_left(node: &Node) {
+    while node.lifecycle.stage() != Stage::Stopped {
+        let left =
+            format!("{} connections and {} members left", node.metrics.open(), node.metrics.members.get());
+        node.metrics.health.set(Trouble::Draining, &left);
+        tracing::info!(
+            connections = node.metrics.open(),
+            members = node.metrics.members.get(),
+            "still draining"
+        );
+        until(Duration::from_secs(1), || node.lifecycle.stage() == Stage::Stopped).await;
+    }
 }
 
 /// Waits until `done`, at most for `most`.
@@ -246,20 +265,26 @@ async fn phoenix_socket(
     payload: web::Payload,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, actix_web::Error> {
-    let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
-    state.has_room()?;
-    if state.lifecycle.stage() == Stage::Draining {
-        return Err(Problem::busy("this node is going away").into());
+    state.is_staying()?;
+    if !connection::asks_for_upgrade(&request) {
+        return Err(Problem::upgrade_required("this path takes WebSockets only").into());
     }
+    let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
+    // The checks may have taken a while.
+    state.is_staying()?;
+    state.has_room()?;
+    let user = admitted.identity.as_ref().map(|identity| &identity.user);
+    let place = state.admission.place(&request, user).map_err(Problem::from)?;
     let Some(sockets) = request.app_data::<Sockets>() else {
         return Err(actix_web::error::ErrorInternalServerError("no hub on this thread"));
     };
     let params = ConnectParams::read(request.query_string(), &sockets.limits)
         .map_err(|error| Problem::new(StatusCode::FORBIDDEN, error.to_string()))?;
-    Ok(connection::open(&request, payload, sockets, params, admission(admitted))?)
+    connection::open(&request, payload, sockets, params, admission(admitted, place))
+        .map_err(|error| Problem::from(error).into())
 }
 
-fn admission(admitted: Admitted) -> connection::Admission {
+fn admission(admitted: Admitted, place: Place) -> connection::Admission {
     let tie = admitted.identity.as_ref().map(Identity::tie);
-    connection::Admission { user: admitted.identity.map(|identity| identity.user), tie }
+    connection::Admission { user: admitted.identity.map(|identity| identity.user), tie, place }
 }

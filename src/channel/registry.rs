@@ -72,6 +72,12 @@ impl Registry {
         lodging.address.clone()
     }
 
+    /// Whether `channel` is open, or may be where at most `most` are.
+    pub fn has_room_for(&self, channel: &str, most: usize) -> bool {
+        let lodgings = self.lodgings();
+        lodgings.len() < most || lodgings.contains_key(channel)
+    }
+
     /// Takes `channel` out of everywhere if its actor has received all `attached` interests; then it
     /// may end. All under the lock, so that a successor cannot have begun before.
     pub(super) fn retire(&self, channel: &Arc<str>, attached: u64) -> bool {

@@ -16,6 +16,7 @@ use super::keys::Keys;
 use super::nodes::{Nodes, Verdict};
 use super::topics::Topics;
 use super::{RedisState, Told};
+use crate::health::Problem;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId};
 use crate::redis_pool::RedisPool;
@@ -165,8 +166,9 @@ impl Bus {
         let outcome = self.with_contact(|contact| contact.replied(writes, replies));
         self.metrics.audit_ghosts.inc_by(outcome.ghosts);
         if outcome.lost {
-            warn_of_loss();
+            self.note_loss();
         }
+        self.note_rewriting();
     }
 
     /// The writer has a connection, on which nothing has been written yet.
@@ -274,14 +276,16 @@ impl Bus {
     pub fn judge(&self, listed: &BTreeSet<NodeId>, asked: &[NodeId], alive: BTreeSet<NodeId>) -> Vec<NodeId> {
         let mut inner = self.inner();
         let contact = inner.contact.number();
-        let verdicts = inner.nodes.judge(listed, asked, alive, contact, Instant::now());
+        let now = Instant::now();
+        let verdicts = inner.nodes.judge(listed, asked, alive, contact, now);
+        self.metrics.health.is(Problem::JudgementResting, inner.nodes.is_resting(now), "");
         self.metrics.nodes.set(inner.nodes.count() as i64);
         let mut left_behind = Vec::new();
         for verdict in verdicts {
             match verdict {
                 Verdict::Doubt => {
                     if inner.contact.doubt() {
-                        warn_of_loss();
+                        self.note_loss();
                     }
                     inner.pass_on();
                     self.queued.notify_one();
@@ -292,6 +296,7 @@ impl Bus {
                 }
                 Verdict::Gone(node) => {
                     tracing::warn!(%node, "a node is gone; saying goodbye for its members");
+                    self.metrics.health.set(Problem::NodeGone, &format!("node {node}"));
                     self.metrics.nodes_lost.inc();
                     inner.tell_all(|| Told::NodeDown(node));
                 }
@@ -304,6 +309,7 @@ impl Bus {
     /// The leases could not be looked at.
     pub fn rest_judgement(&self) {
         self.inner().nodes.rest(Instant::now());
+        self.metrics.health.set(Problem::JudgementResting, "the leases could not be looked at");
     }
 
     /// Whether `node` is known to be dead.
@@ -313,13 +319,40 @@ impl Bus {
 
     fn note_state(&self) {
         let up = self.state() == RedisState::Up;
-        if self.metrics.redis_up.set(i64::from(up)) != i64::from(up) {
-            if up {
-                tracing::info!("Redis is there: presence is shared with the other nodes");
-            } else {
-                tracing::warn!("Redis is away: this node goes on alone, its users see nobody leave");
-            }
+        if self.metrics.redis_up.set(i64::from(up)) != i64::from(up) && up {
+            tracing::info!("Redis is there: presence is shared with the other nodes");
         }
+        if self.has_left() {
+            return;
+        }
+        let (writer, subscriber) =
+            (self.writer_up.load(Ordering::Acquire), self.subscriber_up.load(Ordering::Acquire));
+        let why = self.pool.servers().problem().unwrap_or_default();
+        self.metrics.health.is(Problem::RedisAway, !writer, &why);
+        // Of a Redis that is away, nothing else is worth saying.
+        self.metrics.health.is(Problem::SubscriptionLost, writer && !subscriber, &why);
+        self.note_rewriting();
+    }
+
+    /// Whether everything is being written again, and how far that is.
+    fn note_rewriting(&self) {
+        let inner = self.inner();
+        let done = inner.contact.is_settled() || inner.contact.has_left();
+        let progress = if done { String::new() } else { inner.contact.progress() };
+        drop(inner);
+        let rewriting = !done && self.writer_up.load(Ordering::Acquire);
+        self.metrics.health.is(Problem::Rewriting, rewriting, &progress);
+    }
+
+    /// The writer has tried in vain to reach Redis.
+    pub fn note_unreachable(&self) {
+        let why = self.pool.servers().problem().unwrap_or_default();
+        self.metrics.health.set(Problem::RedisAway, &why);
+    }
+
+    /// Redis lost the lease, or what was written.
+    fn note_loss(&self) {
+        self.metrics.health.set(Problem::LeaseLost, "");
     }
 
     /// Up while both connections stand.
@@ -330,8 +363,4 @@ impl Bus {
             RedisState::Down
         }
     }
-}
-
-fn warn_of_loss() {
-    tracing::warn!("Redis has lost this node's lease or members: writing everything again");
 }

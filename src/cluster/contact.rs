@@ -149,6 +149,12 @@ impl Contact {
         }
     }
 
+    /// How far writing everything again is, in words.
+    pub fn progress(&self) -> String {
+        let due = self.rewriting.as_ref().map_or(0, |rewriting| rewriting.left.len() + rewriting.asked.len());
+        format!("{due} of {} channels and {} writes to go", self.open.len(), self.queue.len())
+    }
+
     /// `channel` writes from now on.
     pub fn open(&mut self, channel: &Arc<str>) {
         self.open.insert(Arc::clone(channel));

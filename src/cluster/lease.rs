@@ -27,7 +27,7 @@ type Cleaning = Arc<Mutex<HashSet<NodeId>>>;
 
 /// Keeps the lease and watches the others' until the node leaves.
 pub async fn run(bus: Arc<Bus>) {
-    let mut ticks = interval(LOOK_EVERY.min(bus.node_ttl / 3));
+    let mut ticks = interval(renewed_every(&bus));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let cleaning = Cleaning::default();
     loop {
@@ -47,6 +47,11 @@ pub async fn run(bus: Arc<Bus>) {
             Err(_) => bus.rest_judgement(),
         }
     }
+}
+
+/// How often leases are renewed.
+pub fn renewed_every(bus: &Bus) -> Duration {
+    LOOK_EVERY.min(bus.node_ttl / 3)
 }
 
 /// Looks at all leases; returns the dead nodes that have left things in Redis.
@@ -145,7 +150,16 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
         for (channel, version) in some.iter().zip(versions) {
             clear.invoke_script(&pipeline::clearing(bus, node, channel, version.unwrap_or(0)));
         }
-        let removed: Vec<Vec<(String, String)>> = bus.pool.pipeline(&clear).await?;
+        let removed: Vec<Vec<(String, String)>> = match bus.pool.pipeline(&clear).await {
+            Err(error) if bus.keys.is_tagged() => {
+                // A slot may be moving; what is gone for good must not stand in the way of the next attempt.
+                for channel in some {
+                    reader::sweep_all(bus, channel).await?;
+                }
+                return Err(error);
+            }
+            removed => removed?,
+        };
         let mut index = redis::pipe();
         for (user, field) in removed.into_iter().flatten() {
             index.hdel(keys::connections(&user), field).ignore();

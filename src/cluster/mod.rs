@@ -14,6 +14,7 @@
 
 mod bus;
 pub(crate) mod contact;
+mod explain;
 pub(crate) mod keys;
 mod lease;
 mod link;
@@ -42,6 +43,7 @@ use crate::redis_pool::RedisPool;
 use bus::Bus;
 pub use contact::Seats;
 use contact::Write;
+pub use explain::{Explained, Place};
 pub use local::LocalCluster;
 
 /// Channels that are read at the same time.
@@ -315,3 +317,6 @@ fn note_last_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
 pub(crate) fn wall_clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -103,6 +103,11 @@ impl Nodes {
         self.judge_from = now + self.node_ttl;
     }
 
+    /// Whether nobody is judged at `now`.
+    pub fn is_resting(&self, now: Instant) -> bool {
+        now < self.judge_from
+    }
+
     /// `node` has said itself that it leaves. False if it was known to be gone, or is this node.
     pub fn left(&mut self, node: NodeId) -> bool {
         self.seen.remove(&node);

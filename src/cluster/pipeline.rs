@@ -40,6 +40,8 @@ pub struct Encoded {
     pub pipeline: Pipeline,
     replies: usize,
     expected: Vec<Expected>,
+    /// The channels that replies are about whose scripts may find a channel incomplete.
+    rewritten: HashMap<usize, Arc<str>>,
 }
 
 impl Encoded {
@@ -47,12 +49,22 @@ impl Encoded {
     pub fn new(bus: &Bus, writes: &[Write]) -> Self {
         let mut pipeline = Pipeline::with_capacity(writes.len() * 3);
         pipeline.ignore_errors();
-        let mut encoded = Self { pipeline, replies: 0, expected: Vec::with_capacity(writes.len()) };
+        let mut encoded = Self {
+            pipeline,
+            replies: 0,
+            expected: Vec::with_capacity(writes.len()),
+            rewritten: HashMap::new(),
+        };
         for write in writes {
             let expected = encoded.write(bus, write);
             encoded.expected.push(expected);
         }
         encoded
+    }
+
+    /// The channel that is rewritten or cleared by the command with this reply.
+    pub fn rewritten(&self, reply: usize) -> Option<&Arc<str>> {
+        self.rewritten.get(&reply)
     }
 
     /// What Redis answered, one reply for each write.
@@ -78,10 +90,12 @@ impl Encoded {
             }
             Write::Changes { channel, batch, digest } => return self.changes(bus, channel, batch, *digest),
             Write::Again { channel, version, digest, seats } => {
+                self.rewritten.insert(self.replies, Arc::clone(channel));
                 return self.rewrite(bus, channel, *version, *digest, seats);
             }
             Write::Beat { channel, version, seats } => return self.beat(bus, channel, *version, seats),
             Write::Close { channel, version } => {
+                self.rewritten.insert(self.replies, Arc::clone(channel));
                 self.script(&clearing(bus, bus.node, channel, *version));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&**channel).ignore();
             }

@@ -156,13 +156,28 @@ async fn sweep(bus: &Bus, channel: &str, users: &[String]) -> Result<(), RedisEr
     if users.is_empty() {
         return Ok(());
     }
+    drop_without_hash(bus, channel, users).await?;
+    Err(RedisError::Away)
+}
+
+/// Takes every user out of `channel` whose hash is gone; fails while that cannot be told, because the slot is
+/// moving.
+pub async fn sweep_all(bus: &Bus, channel: &str) -> Result<(), RedisError> {
+    let users: Vec<String> = bus.pool.query(&redis::Cmd::smembers(bus.keys.users(channel))).await?;
+    for some in users.chunks(500) {
+        drop_without_hash(bus, channel, some).await?;
+    }
+    Ok(())
+}
+
+async fn drop_without_hash(bus: &Bus, channel: &str, users: &[String]) -> Result<(), RedisError> {
     let mut pipeline = redis::pipe();
     for user in users {
         pipeline.cmd("EVAL").arg(scripts::SWEEP).arg(2);
         pipeline.arg(bus.keys.users(channel)).arg(bus.keys.user(channel, user)).arg(user);
     }
     bus.pool.pipeline::<Vec<u64>>(&pipeline).await?;
-    Err(RedisError::Away)
+    Ok(())
 }
 
 /// What the script returned. Values that are not ours are passed over.

@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{Pipeline, RedisResult, Value};
+use redis::{RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
 use super::bus::Bus;
 use super::contact::Write;
 use super::pipeline::Encoded;
-use super::{keys, link, scripts};
+use super::{keys, link, reader, scripts};
 use crate::redis_pool::Connection;
 
 /// How long a pipeline may take.
@@ -34,7 +34,10 @@ pub async fn run(bus: Arc<Bus>) {
                 bus.pool.servers().note_problem(reason);
                 tracing::debug!(reason, "contact with Redis ended");
             }
-            Err(error) => tracing::debug!(%error, "no connection for presence writes"),
+            Err(error) => {
+                tracing::debug!(%error, "no connection for presence writes");
+                bus.note_unreachable();
+            }
         }
         sleep(pause.next()).await;
     }
@@ -113,12 +116,12 @@ impl Writer<'_> {
         let started = Instant::now();
         self.bus.metrics.redis_writes.inc_by(writes.len() as u64);
         let encoded = Encoded::new(self.bus, &writes);
-        let replies = match self.execute(&encoded.pipeline).await {
+        let replies = match self.execute(&encoded).await {
             Err(Failure::NoScript) => {
                 if !self.load_scripts().await {
                     return Err("could not load the scripts");
                 }
-                self.execute(&encoded.pipeline).await
+                self.execute(&encoded).await
             }
             other => other,
         };
@@ -156,7 +159,8 @@ impl Writer<'_> {
         timeout(PATIENCE, self.connection.histories()).await.ok()?.ok()
     }
 
-    async fn execute(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+    async fn execute(&mut self, encoded: &Encoded) -> Result<Vec<Value>, Failure> {
+        let pipeline = &encoded.pipeline;
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
@@ -166,6 +170,16 @@ impl Writer<'_> {
             Ok(Err(_)) => return Err(Failure::Lost("the connection broke")),
             Err(_) => return Err(Failure::Lost("no answer in time")),
         };
+        let incomplete = |reply: &RedisResult<Value>| {
+            reply.as_ref().err().is_some_and(|error| error.code() == Some("INCOMPLETE"))
+        };
+        if let Some(at) = replies.iter().position(incomplete) {
+            // If a hash is gone for good, nothing stands in the way of the next contact.
+            if let Some(channel) = encoded.rewritten(at) {
+                let _ = reader::sweep_all(self.bus, channel).await;
+            }
+            return Err(Failure::Lost("a slot of the cluster is moving"));
+        }
         replies
             .into_iter()
             .map(|reply| match reply {

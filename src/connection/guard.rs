@@ -137,6 +137,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::{damaged, fuzz};
 
     fn scanner(limit: u64) -> Scanner {
         Scanner { limit, header: [0; 10], have: 0, skip: 0 }
@@ -149,6 +150,36 @@ mod tests {
         assert_eq!(scanner(65_536).scan(&header), Err(TooLarge));
         header[2..].copy_from_slice(&u64::MAX.to_be_bytes());
         assert_eq!(scanner(65_536).scan(&header), Err(TooLarge));
+    }
+
+    /// Whatever bytes come and however they are cut, the verdict is the same, and after frames of the engine's
+    /// own making nothing is left over.
+    #[test]
+    fn fuzz_headers() {
+        const FRAMES: &[&[u8]] = &[
+            b"\x81\x85\x01\x02\x03\x04hello",
+            b"\x01\x83\x00\x00\x00\x00[1,\x80\x82\x00\x00\x00\x002]\x89\x80\x00\x00\x00\x00",
+            b"\x82\xfe\x00\x7e\x00\x00\x00\x00",
+            b"\x82\xff\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00",
+        ];
+        let tokens = &[
+            b"\xff" as &[u8],
+            b"\x7f",
+            b"\xfe",
+            b"\x81",
+            b"\x88",
+            b"\x00\x00\x00\x00",
+            b"\x80",
+            b"\x8a\x80",
+        ];
+        fuzz(&(damaged(FRAMES, tokens), 1usize..9), |(bytes, cut)| {
+            let run = |cut: usize| {
+                let mut scanner = scanner(200);
+                let result = bytes.chunks(cut).try_for_each(|chunk| scanner.scan(chunk));
+                result.map(|()| (scanner.skip, scanner.have))
+            };
+            assert_eq!(run(bytes.len().max(1)), run(cut));
+        });
     }
 
     proptest! {

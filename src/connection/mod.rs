@@ -12,5 +12,8 @@ mod socket;
 mod state;
 
 pub use params::ConnectParams;
-pub use socket::{Admission, Sockets, open};
+pub use socket::{Admission, Sockets, asks_for_upgrade, open};
 pub use state::Client;
+
+#[cfg(test)]
+mod fuzz;

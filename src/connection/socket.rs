@@ -25,8 +25,9 @@ use super::params::ConnectParams;
 use super::state::{Client, ConnectionState, Effect};
 use crate::config::Limits;
 use crate::dialects;
-use crate::hub::{self, Line, Outbox, SharedHub, Tie};
+use crate::hub::{self, Line, Outbox, Room, SharedHub, Tie};
 use crate::metrics::Metrics;
+use crate::quota::Place;
 use crate::reject::Close;
 
 /// What every socket of one thread shares.
@@ -43,6 +44,8 @@ pub struct Admission {
     pub user: Option<Arc<str>>,
     /// What binds the connection to the session.
     pub tie: Option<Tie>,
+    /// What the connection takes up of what its user and address may.
+    pub place: Place,
 }
 
 /// Answers the upgrade and starts the connection.
@@ -75,13 +78,20 @@ pub fn open(
     let connection = Connection {
         sockets: sockets.clone(),
         outbox: Rc::clone(&outbox),
-        state: ConnectionState::new(client, Arc::clone(&sockets.limits), now),
+        state: ConnectionState::new(client, Arc::clone(&sockets.limits), now)
+            .within(Rc::clone(&sockets.hub) as Rc<dyn Room>),
         assembly: Assembly::default(),
     };
     let incoming = Guard::new(payload, limit, Rc::clone(&outbox), clock, Arc::clone(&sockets.metrics));
     let codec = Codec::new().max_size(limit);
     let actor = WebsocketContext::with_codec(connection, incoming, codec);
-    Ok(response.streaming(Outgoing { outbox, hub: Rc::clone(&sockets.hub), actor }))
+    Ok(response.streaming(Outgoing { outbox, hub: Rc::clone(&sockets.hub), _place: admission.place, actor }))
+}
+
+/// Whether a request asks to become a WebSocket, however well it does.
+pub fn asks_for_upgrade(request: &HttpRequest) -> bool {
+    let upgrade = request.headers().get(header::UPGRADE).and_then(|upgrade| upgrade.to_str().ok());
+    upgrade.is_some_and(|upgrade| upgrade.to_ascii_lowercase().contains("websocket"))
 }
 
 /// The engine accepts any text as a key; RFC 6455, section 4.1 asks for 16 bytes in base64.
@@ -99,6 +109,7 @@ fn check_key(request: &HttpRequest) -> Result<(), ws::HandshakeError> {
 struct Outgoing<S> {
     outbox: Rc<Outbox>,
     hub: SharedHub,
+    _place: Place,
     actor: S,
 }
 

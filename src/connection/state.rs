@@ -3,13 +3,14 @@
 //! Plain data: a command comes in with the time, [`Effect`]s come out. It knows which topics are
 //! joined and under which ref, who the client is, and the client's rates.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
 use crate::config::{Limits, Secret};
 use crate::dialects::{Address, Command, Event, Incoming, JoinRequest, WireFormat, encode};
-use crate::hub::View;
+use crate::hub::{Room, View};
 use crate::presence::{Ref, ResumeKey, anonymous};
 use crate::reject::Reject;
 
@@ -78,6 +79,23 @@ pub struct ConnectionState {
     presence_rate: Bucket,
     message_rate: Bucket,
     waking: bool,
+    room: AnyRoom,
+}
+
+/// Where to ask whether there is room; nowhere means that there is.
+#[derive(Default)]
+struct AnyRoom(Option<Rc<dyn Room>>);
+
+impl AnyRoom {
+    fn check(&self, channel: &str, user: Option<&str>) -> Result<(), Reject> {
+        self.0.as_ref().map_or(Ok(()), |room| room.check(channel, user))
+    }
+}
+
+impl std::fmt::Debug for AnyRoom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AnyRoom")
+    }
 }
 
 impl ConnectionState {
@@ -87,7 +105,22 @@ impl ConnectionState {
         // A client that comes back joins all its channels at once and must be let do so.
         let burst = limits.max_message_rate.max(limits.max_channels.try_into().unwrap_or(u32::MAX));
         let message_rate = Bucket::new(limits.max_message_rate, burst.saturating_mul(2), now);
-        Self { client, limits, joined: Vec::new(), presence_rate, message_rate, waking: false }
+        Self {
+            client,
+            limits,
+            joined: Vec::new(),
+            presence_rate,
+            message_rate,
+            waking: false,
+            room: AnyRoom::default(),
+        }
+    }
+
+    /// The same, which joins only where `room` says that there is some.
+    #[must_use]
+    pub fn within(mut self, room: Rc<dyn Room>) -> Self {
+        self.room = AnyRoom(Some(room));
+        self
     }
 
     /// Takes in one message of the client.
@@ -223,6 +256,7 @@ impl ConnectionState {
         };
         let resume = key.map(|key| ResumeKey::new(&user, key.expose()));
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
+        self.room.check(topic, Some(&*user).filter(|_| !request.observe))?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
         Ok(Identity { user, meta, resume })
     }
@@ -271,6 +305,11 @@ impl ConnectionState {
             Ok(meta) => meta,
             Err(reject) => return refuse(format, address, &reject),
         };
+        if !self.joined[at].present
+            && let Err(reject) = self.room.check(&address.topic, Some(&self.joined[at].user))
+        {
+            return refuse(format, address, &reject);
+        }
         let mut effects = Vec::new();
         match self.presence_rate.take(now) {
             Ok(()) => {

@@ -160,3 +160,6 @@ pub fn diff(format: WireFormat, topic: &str, diff: &Diff, roster: &Snapshot) -> 
         WireFormat::Events => events::diff(topic, diff, roster).into(),
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -17,12 +17,9 @@ use futures_util::Stream;
 use super::{AppState, Caller, Problem, input};
 use crate::connection::Sockets;
 use crate::dialects::WireFormat;
-use crate::hub::{Line, Outbox, SharedHub, View};
-use crate::lifecycle::Stage;
+use crate::hub::{self, Line, Outbox, Room as _, SharedHub, View};
 use crate::presence::NodeId;
-
-/// After how long, in milliseconds, a client comes back whose stream has ended.
-const RETRY: Bytes = Bytes::from_static(b"retry: 2000\n\n");
+use crate::quota::Place;
 
 /// What the query may say. Clients that cannot set headers name the last event here.
 #[derive(serde::Deserialize)]
@@ -43,14 +40,20 @@ pub async fn events(
         return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "no hub on this thread"));
     };
     state.has_room()?;
+    let place = state.admission.place(&request, caller.user())?;
+    let staying = state.is_staying().is_ok();
+    if staying {
+        hub.check(&channel, None).map_err(|reject| Problem::busy(reject.to_string()))?;
+    }
     let outbox = {
         let mut hub = hub.borrow_mut();
         let outbox = hub.connect(Line::Events, limits.max_output_bytes, caller.tie());
-        hub.send(&outbox, RETRY);
-        if state.lifecycle.stage() == Stage::Draining {
-            // It came on a connection from before. Told so, it tries again, and elsewhere.
+        if !staying {
+            // Any other answer would end it for good: told so, it tries again, and elsewhere.
+            hub.send(&outbox, hub::retry_spread());
             outbox.finish();
         } else {
+            hub.send(&outbox, hub::retry());
             let view = View { format: WireFormat::Events, join_ref: None, known };
             hub.view(outbox.id(), &channel, view);
         }
@@ -63,7 +66,7 @@ pub async fn events(
         .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-store")))
         // A proxy that gathers output would keep events back.
         .insert_header(("x-accel-buffering", HeaderValue::from_static("no")))
-        .streaming(Viewing { outbox, hub: Rc::clone(hub) }))
+        .streaming(Viewing { outbox, hub: Rc::clone(hub), _place: place }))
 }
 
 /// The id of the last event that the client has. The header is newer than what stands in the URL.
@@ -76,7 +79,7 @@ fn last_event(request: &HttpRequest) -> Result<Option<String>, Problem> {
 }
 
 /// The number in a version, if `node` gave it.
-fn version_here(id: &str, node: NodeId) -> Option<u64> {
+pub(super) fn version_here(id: &str, node: NodeId) -> Option<u64> {
     let (giver, number) = id.split_once('.')?;
     if giver == node.short() { number.parse().ok() } else { None }
 }
@@ -85,6 +88,7 @@ fn version_here(id: &str, node: NodeId) -> Option<u64> {
 struct Viewing {
     outbox: Rc<Outbox>,
     hub: SharedHub,
+    _place: Place,
 }
 
 impl Stream for Viewing {

@@ -52,9 +52,17 @@ pub fn user<'a>(request: &'a HttpRequest, limits: &Limits) -> Result<Cow<'a, str
 /// contain, apart, but replaces bytes that are no UTF-8 instead of refusing them.
 pub fn segment(request: &HttpRequest, index: usize) -> Result<Cow<'_, str>, Problem> {
     let raw = request.uri().path().split('/').nth(index).unwrap_or_default();
-    percent_decode_str(raw)
-        .decode_utf8()
-        .map_err(|_| Problem::bad_request("a name in the path is not percent-encoded UTF-8"))
+    decoded(raw).ok_or_else(|| Problem::bad_request("a name in the path is not percent-encoded UTF-8"))
+}
+
+/// What is percent-encoded in `raw`, unless it is not: a `%` stands before two hexadecimal digits only.
+pub(super) fn decoded(raw: &str) -> Option<Cow<'_, str>> {
+    let is_escape = |rest: &[u8]| rest.len() >= 2 && rest[..2].iter().all(u8::is_ascii_hexdigit);
+    let mut escapes = raw.bytes().enumerate().filter(|(_, byte)| *byte == b'%');
+    if !escapes.all(|(at, _)| is_escape(&raw.as_bytes()[at + 1..])) {
+        return None;
+    }
+    percent_decode_str(raw).decode_utf8().ok()
 }
 
 /// The query as `T`.
@@ -84,17 +92,21 @@ impl Page {
     /// The item after which the page begins.
     pub fn after(&self) -> Result<Option<String>, Problem> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
-        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
-        match bytes.and_then(|bytes| String::from_utf8(bytes).ok()) {
-            Some(text) if !text.is_empty() => Ok(Some(text)),
-            _ => Err(Problem::bad_request("cursor is not one that an earlier page gave as `next`")),
-        }
+        let after = uncursor(cursor);
+        let wrong = || Problem::bad_request("cursor is not one that an earlier page gave as `next`");
+        after.map(Some).ok_or_else(wrong)
     }
 }
 
 /// The cursor of the page that begins after `item`.
 pub fn cursor(item: &str) -> String {
     URL_SAFE_NO_PAD.encode(item)
+}
+
+/// The item that a cursor names.
+pub(super) fn uncursor(cursor: &str) -> Option<String> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    (!text.is_empty()).then_some(text)
 }
 
 /// The body of a call, read whole. What it says is looked at by [`Body::json`], after the caller
@@ -130,6 +142,15 @@ impl FromRequest for Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_in_paths_are_percent_encoded() {
+        assert_eq!(decoded("a%2Fb%C3%A9%25").as_deref(), Some("a/bé%"));
+        assert_eq!(decoded("plain").as_deref(), Some("plain"));
+        for wrong in ["100%", "%", "%2", "%zz", "a%2", "%%41", "%FF"] {
+            assert_eq!(decoded(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn pages_have_bounds() {

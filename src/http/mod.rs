@@ -6,6 +6,7 @@
 mod answer;
 mod channels;
 mod events;
+mod explain;
 mod guard;
 mod input;
 mod openapi;
@@ -26,8 +27,9 @@ use crate::admission::{Admission, origin_allowed};
 use crate::channel::Rosters;
 use crate::cluster::Cluster;
 use crate::config::{Config, Origins};
+use crate::health::Problem as Trouble;
 use crate::hub::Hubs;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Stage};
 use crate::metrics::Metrics;
 use crate::presence::NodeId;
 use crate::redis_pool::RedisPool;
@@ -67,7 +69,20 @@ impl AppState {
         if self.metrics.open() < self.config.limits.max_connections as i64 {
             return Ok(());
         }
+        self.metrics.quota_refusals.inc();
+        self.metrics.health.set(Trouble::ConnectionsFull, "");
         Err(Problem::busy("this node has as many connections as it may"))
+    }
+
+    /// Whether this node is not on its way out.
+    ///
+    /// # Errors
+    /// The problem to answer with where it is.
+    pub fn is_staying(&self) -> Result<(), Problem> {
+        match self.lifecycle.stage() {
+            Stage::Starting | Stage::Ready => Ok(()),
+            Stage::Draining | Stage::Stopped => Err(Problem::going_away()),
+        }
     }
 }
 
@@ -80,7 +95,7 @@ pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
         .configure(pages::routes)
         .service(resource("/healthz", "GET, HEAD").route(get_or_head().to(ops::healthz)))
         .service(resource("/readyz", "GET, HEAD").route(get_or_head().to(ops::readyz)))
-        .service(resource("/metrics", "GET").route(web::get().to(ops::metrics)));
+        .service(resource("/metrics", "GET, HEAD").route(get_or_head().to(ops::metrics)));
     for (prefix, routes) in [("/v1", v1 as fn(&mut web::ServiceConfig)), ("/auth/v1", auth)] {
         // Twice: what no browser sent does not pay for CORS.
         let from_browser = guards::fn_guard(|ctx| ctx.head().headers().contains_key(ORIGIN));
@@ -97,25 +112,27 @@ async fn no_long_poll() -> HttpResponse {
 }
 
 fn v1(cfg: &mut web::ServiceConfig) {
-    cfg.service(resource("/channels/{channel}/presence/count", "GET").route(web::get().to(presence::count)))
-        .service(resource("/channels/{channel}/presence/events", "GET").route(web::get().to(events::events)))
-        .service(resource("/channels/{channel}/presence", "GET").route(web::get().to(presence::members)))
-        .service(resource("/channels", "GET").route(web::get().to(channels::list)))
-        .service(resource("/presence/counts", "POST").route(web::post().to(presence::counts)))
-        .service(resource("/users/{user}/presence", "GET").route(web::get().to(presence::user)))
-        .service(resource("/sessions", "POST").route(web::post().to(sessions::create)))
-        .service(resource("/sessions/{token}", "DELETE").route(web::delete().to(sessions::revoke)));
+    cfg.service(
+        resource("/channels/{channel}/presence/count", "GET, HEAD").route(get_or_head().to(presence::count)),
+    )
+    .service(resource("/channels/{channel}/presence/events", "GET").route(web::get().to(events::events)))
+    .service(resource("/channels/{channel}/presence", "GET, HEAD").route(get_or_head().to(presence::members)))
+    .service(resource("/channels", "GET, HEAD").route(get_or_head().to(channels::list)))
+    .service(resource("/presence/counts", "POST").route(web::post().to(presence::counts)))
+    .service(resource("/users/{user}/presence", "GET, HEAD").route(get_or_head().to(presence::user)))
+    .service(resource("/sessions", "POST").route(web::post().to(sessions::create)))
+    .service(resource("/sessions/{token}", "DELETE").route(web::delete().to(sessions::revoke)));
 }
 
 fn auth(cfg: &mut web::ServiceConfig) {
     cfg.service(resource("/signup", "POST").route(web::post().to(sessions::sign_up)))
         .service(resource("/token", "POST").route(web::post().to(sessions::sign_in)))
         .service(resource("/logout", "POST").route(web::post().to(sessions::sign_out)))
-        .service(resource("/user", "GET").route(web::get().to(sessions::whoami)));
+        .service(resource("/user", "GET, HEAD").route(get_or_head().to(sessions::whoami)));
 }
 
 /// A path whose other methods than those in `allow` are answered with 405.
-fn resource(path: &str, allow: &'static str) -> Resource {
+pub fn resource(path: &str, allow: &'static str) -> Resource {
     web::resource(path).default_service(web::to(move || problem::wrong_method(allow)))
 }
 
@@ -134,11 +151,13 @@ pub fn cors(origins: &Origins) -> Cors {
     };
     let ask = ["authorization", "content-type", "apikey", "x-client-info", "last-event-id"];
     let see = ["retry-after", "ratelimit"];
-    cors.allowed_methods(["GET", "POST", "DELETE"])
+    cors.allowed_methods(["GET", "HEAD", "POST", "DELETE"])
         .allowed_headers(ask.map(HeaderName::from_static))
         .expose_headers(see.map(HeaderName::from_static))
         .max_age(CORS_MAX_AGE)
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -80,7 +80,11 @@ mod tests {
             for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
                 let call = TestRequest::with_uri(&uri).method(Method::from_bytes(method.as_bytes()).unwrap());
                 let status = call_service(&app, call.to_request()).await.status().as_u16();
-                if methods.iter().any(|known| known == method) {
+                // What GET answers is answered to HEAD too, except a stream, which would have no end.
+                let alike = method == "HEAD"
+                    && methods.iter().any(|known| known == "GET")
+                    && !path.ends_with("/events");
+                if alike || methods.iter().any(|known| known == method) {
                     assert!(!matches!(status, 404 | 405), "{method} {path}: {status}");
                 } else {
                     assert_eq!(status, 405, "{method} {path}");

@@ -3,11 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::{AppState, Problem, answer};
 use crate::cluster::RedisState;
+use crate::health::{self, Standing};
+use crate::json;
 use crate::lifecycle::Stage;
 use crate::metrics::Count;
 
@@ -30,6 +32,31 @@ struct Ready {
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
     node: String,
+    /// Writes that wait for Redis; none without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    writes_waiting: Option<usize>,
+    /// Whether users notice anything, in a sentence.
+    users_affected: String,
+    problems: Vec<Wrong>,
+}
+
+/// One thing that is wrong.
+#[derive(serde::Serialize)]
+struct Wrong {
+    what: &'static str,
+    since: Option<String>,
+    effect: &'static str,
+    users_affected: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    detail: String,
+    times: u64,
+}
+
+impl From<Standing> for Wrong {
+    fn from(Standing { what, since, detail, times }: Standing) -> Self {
+        let (effect, users_affected) = (what.effect(), what.affects_users());
+        Self { what: what.name(), since: json::rfc3339(since), effect, users_affected, detail, times }
+    }
 }
 
 /// `GET /readyz`: whether this node should be sent clients. One that lost Redis should: it goes on
@@ -38,7 +65,7 @@ pub async fn readyz(state: web::Data<AppState>) -> HttpResponse {
     let (code, status) = match state.lifecycle.stage() {
         Stage::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Stage::Ready => (StatusCode::OK, "ready"),
-        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        Stage::Draining | Stage::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     let redis = match state.cluster.state() {
         RedisState::Off => "off",
@@ -47,8 +74,22 @@ pub async fn readyz(state: web::Data<AppState>) -> HttpResponse {
     };
     let degraded = redis == "down";
     let problem = state.pool.as_ref().filter(|_| degraded).and_then(|pool| pool.servers().problem());
-    let ready = Ready { status, redis, degraded, problem, node: state.node.to_string() };
-    answer::value(code, &ready)
+    let standing = state.metrics.health.standing();
+    let ready = Ready {
+        status,
+        redis,
+        degraded,
+        problem,
+        node: state.node.to_string(),
+        writes_waiting: (redis != "off").then(|| state.cluster.waiting_writes()),
+        users_affected: health::users_affected(&standing),
+        problems: standing.into_iter().map(Wrong::from).collect(),
+    };
+    let mut answer = answer::value(code, &ready);
+    if code != StatusCode::OK {
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
 }
 
 /// `GET /metrics`: open where only this machine can ask, else for holders of the service key.

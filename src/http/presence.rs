@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::input::{self, Body, Page};
 use super::{AppState, Caller, Problem, answer};
-use crate::cluster::Occupancy;
+use crate::cluster::{Away, Occupancy, UserPresence};
 use crate::dialects;
 use crate::json;
 use crate::presence::Snapshot;
@@ -133,14 +133,29 @@ fn write_members(channel: &str, snapshot: &Snapshot, limit: usize, after: Option
     body
 }
 
+/// What is asked of a user.
+#[derive(serde::Deserialize)]
+struct Asked {
+    #[serde(default)]
+    explain: bool,
+}
+
 /// `GET /v1/users/{user}/presence`
 pub async fn user(
-    _: Caller,
+    caller: Caller,
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let user = input::user(&request, &state.config.limits)?;
-    let elsewhere = state.cluster.user(&user).await?;
+    let Asked { explain } = input::query(&request)?;
+    if explain {
+        state.admission.service(&caller)?;
+    }
+    let elsewhere = match state.cluster.user(&user).await {
+        // Why somebody is online is asked most when something is wrong.
+        Err(Away) if explain => UserPresence::default(),
+        found => found?,
+    };
     let mut channels: BTreeMap<Arc<str>, usize> =
         elsewhere.channels.into_iter().map(|(name, connections)| (name.into(), connections)).collect();
     // Of the channels that live here, this node knows at least as much as Redis.
@@ -160,6 +175,10 @@ pub async fn user(
     json::list(&mut body, channels.keys(), |out, name| json::string(out, name));
     body.extend_from_slice(b",\"last_seen\":");
     json::optional_string(&mut body, elsewhere.last_seen.and_then(json::rfc3339).as_deref());
+    if explain {
+        body.extend_from_slice(b",\"explain\":");
+        super::explain::write(&mut body, &state, &user).await;
+    }
     body.push(b'}');
     Ok(answer::json(StatusCode::OK, body))
 }

@@ -5,9 +5,10 @@ use std::fmt;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE,
 };
 use actix_web::{HttpResponse, ResponseError};
+use actix_web_actors::ws::HandshakeError;
 
 use crate::admission::Refusal;
 use crate::cluster::Away;
@@ -17,6 +18,8 @@ use crate::json;
 const REDIS_RETRY: u64 = 2;
 /// Seconds after which a full node is worth trying again.
 const BUSY_RETRY: u64 = 5;
+/// Seconds after which a node that goes away is gone, or the one after it there.
+const GOING_RETRY: u64 = 1;
 
 /// Why a call failed, as its caller is told. `type` is `about:blank`: the status says it all.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub struct Problem {
     detail: Cow<'static, str>,
     retry_after: Option<u64>,
     header: Option<(HeaderName, HeaderValue)>,
+    /// The connection is not to be used again.
+    close: bool,
 }
 
 impl Problem {
@@ -32,12 +37,24 @@ impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
         let header = (status == StatusCode::UNAUTHORIZED)
             .then_some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-        Self { status, detail: detail.into(), retry_after: None, header }
+        Self { status, detail: detail.into(), retry_after: None, header, close: false }
     }
 
     /// The caller wrote something that cannot be meant.
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// The path speaks another protocol than the caller.
+    pub fn upgrade_required(detail: impl Into<Cow<'static, str>>) -> Self {
+        let header = Some((UPGRADE, HeaderValue::from_static("websocket")));
+        Self { header, ..Self::new(StatusCode::UPGRADE_REQUIRED, detail) }
+    }
+
+    /// The node is on its way out: there is another at the same address, or will be.
+    pub fn going_away() -> Self {
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "this node is going away");
+        Self { retry_after: Some(GOING_RETRY), close: true, ..problem }
     }
 
     /// There is no room just now.
@@ -76,6 +93,9 @@ impl ResponseError for Problem {
         if let Some(header) = self.header.clone() {
             response.insert_header(header);
         }
+        if self.close {
+            response.force_close();
+        }
         response.body(body)
     }
 }
@@ -83,6 +103,22 @@ impl ResponseError for Problem {
 impl From<Away> for Problem {
     fn from(_: Away) -> Self {
         Self { retry_after: Some(REDIS_RETRY), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "Redis is away") }
+    }
+}
+
+impl From<HandshakeError> for Problem {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::UnsupportedVersion => {
+                let header =
+                    Some((HeaderName::from_static("sec-websocket-version"), HeaderValue::from_static("13")));
+                Self {
+                    header,
+                    ..Self::new(StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is spoken")
+                }
+            }
+            other => Self::bad_request(other.to_string()),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::config::Args;
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::presence::{Entry, Ids, Roster};
+use crate::quota::Quotas;
 use crate::rate_limit::RateLimiter;
 use crate::redis_pool::test_redis::nowhere;
 
@@ -36,6 +37,7 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
             sessions,
             jwt: JwtVerifier::new(None),
             limiter: RateLimiter::new(None),
+            quotas: Quotas::of(&config.limits),
             metrics: Arc::clone(&metrics),
         },
         config,
@@ -213,6 +215,47 @@ async fn a_user_is_where_its_connections_are() {
 }
 
 #[actix_web::test]
+async fn why_a_user_is_online_is_told_to_backends() {
+    let state = state(&[]);
+    fill(&state, "b", &["ada", "bob"]);
+    fill(&state, "a", &["ada"]);
+    let app = app!(state);
+    assert_eq!(ask(&app, get("/v1/users/ada/presence?explain=true")).await.0, 401);
+    assert_eq!(ask(&app, with(get("/v1/users/ada/presence?explain=maybe"), KEY)).await.0, 400);
+    let (status, plain) = ask(&app, with(get("/v1/users/ada/presence?explain=false"), KEY)).await;
+    assert_eq!((status, plain.get("explain")), (200, None));
+    let (status, told) = ask(&app, with(get("/v1/users/ada/presence?explain=true"), KEY)).await;
+    assert_eq!((status, &told["connections"]), (200, &json!(2)));
+    let all = told["explain"].as_array().unwrap();
+    let channels: Vec<&Value> = all.iter().map(|one| &one["channel"]).collect();
+    assert_eq!(channels, ["a", "b"]);
+    let one = all[0].as_object().unwrap();
+    assert_eq!((&one["node"], &one["local"]), (&json!(state.node.to_string()), &json!(true)));
+    assert_eq!((&one["since"], &one["meta"]), (&json!("2023-11-14T22:13:20Z"), &json!({"name": "Zoë"})));
+    assert_eq!(one["reason"], format!("connected to this node, {}", state.node));
+    for unknown in ["last_heartbeat", "waiting_since", "grace_left_ms", "lease_left_ms"] {
+        assert_eq!(one[unknown], Value::Null, "{unknown}");
+    }
+    let (_, nobody) = ask(&app, with(get("/v1/users/eve/presence?explain=true"), KEY)).await;
+    assert_eq!(nobody["explain"], json!([]));
+    let session = post("/v1/sessions", r#"{"user_id":"ada"}"#);
+    let token = ask(&app, with(session, KEY)).await.1["access_token"].as_str().unwrap().to_owned();
+    assert_eq!(ask(&app, with(get("/v1/users/ada/presence?explain=true"), &token)).await.0, 403);
+}
+
+#[actix_web::test]
+async fn head_is_answered_like_get_without_a_body() {
+    let state = state(&[]);
+    fill(&state, "room", &["ada"]);
+    let app = app!(state);
+    for path in ["/v1/channels/room/presence/count", "/v1/channels/room/presence", "/v1/channels", "/metrics"]
+    {
+        let head = get(path).method(actix_web::http::Method::HEAD);
+        assert_eq!(call_service(&app, head.to_request()).await.status(), 200, "{path}");
+    }
+}
+
+#[actix_web::test]
 async fn sessions_are_made_used_and_revoked() {
     let state = state(&["--auth", "session"]);
     fill(&state, "room", &["ada"]);
@@ -293,12 +336,20 @@ async fn operators_see_whether_it_lives() {
     let state = state(&[]);
     let app = app!(state);
     assert_eq!(ask(&app, get("/healthz")).await, (200, json!({"status": "ok"})));
-    let expected = |status: &str| json!({"status": status, "redis": "off", "degraded": false, "node": state.node.to_string()});
+    let expected = |status: &str| json!({"status": status, "redis": "off", "degraded": false, "node": state.node.to_string(), "users_affected": "no: everybody is served, and sees everybody", "problems": []});
     assert_eq!(ask(&app, get("/readyz")).await, (503, expected("starting")));
     state.lifecycle.enter(Stage::Ready);
     assert_eq!(ask(&app, get("/readyz")).await, (200, expected("ready")));
     state.lifecycle.enter(Stage::Draining);
     assert_eq!(ask(&app, get("/readyz")).await, (503, expected("draining")));
+    let response = call_service(&app, get("/readyz").to_request()).await;
+    assert!(response.headers().contains_key("retry-after"));
+    state.metrics.health.set(Trouble::Draining, "3 connections left");
+    let (_, ready) = ask(&app, get("/readyz")).await;
+    let problem = &ready["problems"][0];
+    assert_eq!((&problem["what"], &problem["detail"]), (&json!("draining"), &json!("3 connections left")));
+    assert!(problem["since"].is_string() && problem["users_affected"] == json!(true));
+    assert!(ready["users_affected"].as_str().unwrap().starts_with("yes: "));
     let response = call_service(&app, get("/metrics").to_request()).await;
     assert_eq!(response.status(), 200);
     assert!(read_body(response).await.starts_with(b"# HELP rollcall_"));

@@ -8,15 +8,46 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 
+use super::drain::{slices, spread};
 use super::{ConnId, Hub, SharedHub};
 use crate::channel::{Fan, Live, Probe, Registry};
+use crate::config::Config;
 use crate::reject::Close;
 
-/// A socket from which nothing came for this long, in seconds, is silent (guarantee G4).
-const SILENT_AFTER: u32 = 60;
 /// A session's life is extended, and its end noticed at the latest, this often by an open socket. Mostly
 /// it is one look into L1.
 const SESSION_CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// What the settings ask of every hub.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How often a socket is pinged, in seconds.
+    pub ping_every: u32,
+    /// A socket from which nothing came for so many seconds is silent (guarantee G4).
+    pub silent_after: u32,
+    /// Channels that may be open on the node.
+    pub node_channels: usize,
+    /// Members that a channel may have; 0 is no limit.
+    pub channel_members: usize,
+}
+
+impl Rules {
+    /// The rules of a node with these settings.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            ping_every: config.ping_every,
+            silent_after: config.silent_after,
+            node_channels: config.limits.max_node_channels,
+            channel_members: config.limits.max_channel_members,
+        }
+    }
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { ping_every: 20, silent_after: 60, node_channels: usize::MAX, channel_members: 0 }
+    }
+}
 
 /// What binds a connection to a session.
 #[derive(Clone, Debug)]
@@ -47,10 +78,16 @@ pub type SessionCheck = Arc<dyn Fn(Vec<Arc<str>>, actix::Recipient<CloseSessions
 /// The hubs of all threads. Clones share the list.
 #[derive(Clone, Default)]
 pub struct Hubs {
+    rules: Rules,
     all: Arc<Mutex<Vec<Addr<HubActor>>>>,
 }
 
 impl Hubs {
+    /// Hubs, none started yet, that go by `rules`.
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, all: Arc::default() }
+    }
+
     /// Sends `message` to every hub.
     pub fn tell<M>(&self, message: M)
     where
@@ -69,6 +106,7 @@ impl Hubs {
         let hub = Rc::new(RefCell::new(Hub {
             number: all.len(),
             address: None,
+            rules: self.rules,
             rosters: shared.rosters.clone(),
             metrics: Arc::clone(&shared.metrics),
             registry,
@@ -113,13 +151,13 @@ impl Hub {
         let (mut over, mut closing, mut check) = (Vec::new(), Vec::new(), Vec::new());
         for (id, connected) in &mut self.connections {
             let line = connected.line;
-            if line.speaks() && now.saturating_sub(connected.outbox.heard()) >= SILENT_AFTER {
+            if line.speaks() && now.saturating_sub(connected.outbox.heard()) >= self.rules.silent_after {
                 closing.push((*id, Close::Silent));
                 over.push(*id);
             } else if connected.outbox.has_ended() {
                 over.push(*id);
             } else if now >= connected.next_beat {
-                connected.next_beat = now + line.beat_every();
+                connected.next_beat = now + line.beat_every(&self.rules);
                 let _ = connected.outbox.push(line.beat());
             }
             match &mut connected.tie {
@@ -195,14 +233,10 @@ impl Handler<CloseSessions> for HubActor {
 impl Handler<Drain> for HubActor {
     type Result = ();
 
-    /// Slices of a twentieth, so that the clients do not all come back at the same moment.
     fn handle(&mut self, Drain { over }: Drain, ctx: &mut Self::Context) {
-        const SLICES: usize = 20;
         let ids: Vec<ConnId> = self.hub.borrow().connections.keys().copied().collect();
-        let size = ids.len().div_ceil(SLICES).max(1);
-        for (at, slice) in ids.chunks(size).enumerate() {
-            let slice = slice.to_vec();
-            ctx.run_later(over * at as u32 / SLICES as u32, move |this, _| {
+        for (after, slice) in slices(ids, over, spread()) {
+            ctx.run_later(after, move |this, _| {
                 let mut hub = this.hub.borrow_mut();
                 for id in slice {
                     hub.close(id, Close::Restart);

@@ -3,15 +3,18 @@
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::frames;
+use super::{Rules, below, frames, spread};
 use crate::metrics::Metrics;
 use crate::reject::Close;
 
-/// A socket is pinged this often, in seconds. Browsers answer by themselves, in hidden tabs too.
-const PING_EVERY: u32 = 20;
 /// An event stream has a comment this often, in seconds, so that no proxy takes it for dead, and a
 /// reader that is gone is noticed.
 const COMMENT_EVERY: u32 = 15;
+
+/// After how long, in milliseconds, an event stream's client comes back when the stream has ended.
+const RETRY: u64 = 2_000;
+/// By how much more, at most, when all are told to come back at the same time.
+const RETRY_JITTER: u64 = 3_000;
 
 /// The kind of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +26,11 @@ pub enum Line {
 }
 
 impl Line {
-    /// How often, in seconds, something is sent to keep it open.
-    pub(super) fn beat_every(self) -> u32 {
+    /// How often, in seconds, something is sent to keep it open. Browsers answer a ping by themselves, in
+    /// hidden tabs too.
+    pub(super) fn beat_every(self, rules: &Rules) -> u32 {
         match self {
-            Self::Socket => PING_EVERY,
+            Self::Socket => rules.ping_every,
             Self::Events => COMMENT_EVERY,
         }
     }
@@ -45,9 +49,13 @@ impl Line {
         self == Self::Socket
     }
 
-    /// What is sent before it ends, if there is a way to say why.
+    /// What is sent before it ends: why, or, to an event stream of a node that goes away, when to come back.
     pub(super) fn farewell(self, why: Close) -> Option<Bytes> {
-        self.speaks().then(|| frames::close(why))
+        match self {
+            Self::Socket => Some(frames::close(why)),
+            Self::Events if why == Close::Restart => Some(retry_spread()),
+            Self::Events => None,
+        }
     }
 
     /// Where it is counted while it is open.
@@ -57,6 +65,16 @@ impl Line {
             Self::Events => &metrics.event_streams,
         }
     }
+}
+
+/// Tells an event stream's client after how long to come back.
+pub fn retry() -> Bytes {
+    format!("retry: {RETRY}\n\n").into()
+}
+
+/// The same, different for each.
+pub fn retry_spread() -> Bytes {
+    format!("retry: {}\n\n", RETRY + below(spread()(), RETRY_JITTER)).into()
 }
 
 #[cfg(test)]
@@ -113,7 +131,10 @@ mod tests {
         assert_eq!((sent(&events).len(), events.has_ended()), (1, false));
         assert_eq!((metrics.connections.get(), metrics.event_streams.get()), (0, 1));
         hub.close(events.id(), Close::Restart);
-        assert_eq!((sent(&events), events.has_ended()), (vec![], true));
+        let told = sent(&events).concat();
+        let told = std::str::from_utf8(&told).unwrap();
+        let wait: u64 = told.strip_prefix("retry: ").unwrap().trim_end().parse().unwrap();
+        assert!((RETRY..RETRY + RETRY_JITTER).contains(&wait) && events.has_ended());
         hub.sweep();
         assert_eq!(metrics.event_streams.get(), 0);
     }

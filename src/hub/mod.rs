@@ -5,9 +5,11 @@
 //! also sweeps, once a second, for sockets that are silent and for sessions that have ended.
 
 mod actor;
+mod drain;
 mod frames;
 mod line;
 mod outbox;
+mod room;
 mod viewers;
 
 use std::cell::RefCell;
@@ -23,14 +25,17 @@ use crate::channel::{
     Alive, Channel, Detach, Dropped, HubLink, Meter, Published, Registry, Rosters, Track, Untrack, Update,
 };
 use crate::dialects::{self, WireFormat};
+use crate::health::Problem;
 use crate::metrics::Metrics;
 use crate::presence::{Ref, ResumeKey};
 use crate::reject::Close;
 
-pub use actor::{CloseSessions, Drain, HubActor, Hubs, SessionCheck, Tie};
+pub use actor::{CloseSessions, Drain, HubActor, Hubs, Rules, SessionCheck, Tie};
+pub use drain::{below, spread};
 pub use frames::{close, close_echo, ping, pong, text};
-pub use line::Line;
+pub use line::{Line, retry, retry_spread};
 pub use outbox::{ConnId, Ended, Outbox};
+pub use room::Room;
 pub use viewers::Viewers;
 
 /// The hub as the connections of its thread hold it.
@@ -71,6 +76,7 @@ struct Connected {
 pub struct Hub {
     number: usize,
     address: Option<Addr<HubActor>>,
+    rules: Rules,
     registry: Registry,
     rosters: Rosters,
     metrics: Arc<Metrics>,
@@ -100,7 +106,7 @@ impl Hub {
         let id = self.registry.shared().ids.number();
         let now = self.now();
         let outbox = Rc::new(Outbox::new(id, output_limit, now));
-        let next_beat = now + line.beat_every();
+        let next_beat = now + line.beat_every(&self.rules);
         let connected = Connected { line, outbox: Rc::clone(&outbox), channels: Vec::new(), next_beat, tie };
         self.connections.insert(id, connected);
         line.gauge(&self.metrics).inc();
@@ -291,7 +297,8 @@ impl Hub {
     fn overflowed(&mut self, id: ConnId) {
         if self.connections.contains_key(&id) {
             self.metrics.slow_readers.inc();
-            tracing::info!(connection = id, "closing a connection that does not read");
+            self.metrics.health.set(Problem::SlowReaders, "");
+            tracing::debug!(connection = id, "closing a connection that does not read");
             self.disconnect(id);
         }
     }

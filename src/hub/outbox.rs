@@ -43,7 +43,8 @@ pub struct Ended;
 
 impl Outbox {
     /// An empty outbox that is full once `limit` bytes wait. A frame is taken whole while it is not full,
-    /// so that a roster larger than the limit still reaches whoever reads: the bytes are shared anyway.
+    /// and counts for no more than a quarter of the limit: rosters and diffs larger than the limit, also
+    /// some in a row, still reach whoever reads. What is that large is shared by all who are told it.
     pub fn new(id: ConnId, limit: usize, now: u32) -> Self {
         Self {
             id,
@@ -81,10 +82,15 @@ impl Outbox {
             queue.end(true);
             return Err(Ended);
         }
-        queue.bytes += chunks.iter().map(Bytes::len).sum::<usize>();
+        queue.bytes += chunks.iter().map(|chunk| self.weight(chunk)).sum::<usize>();
         queue.chunks.extend(chunks);
         queue.wake();
         Ok(())
+    }
+
+    /// For how many bytes of the limit `chunk` counts.
+    fn weight(&self, chunk: &Bytes) -> usize {
+        chunk.len().min(self.limit / 4)
     }
 
     /// Sends what is queued, then ends the stream, and the socket with it.
@@ -106,7 +112,7 @@ impl Outbox {
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut queue = self.queue.borrow_mut();
         if let Some(chunk) = queue.chunks.pop_front() {
-            queue.bytes -= chunk.len();
+            queue.bytes -= self.weight(&chunk);
             return Poll::Ready(Some(chunk));
         }
         if queue.ended {
@@ -199,11 +205,24 @@ mod tests {
     #[test]
     fn a_full_outbox_ends_and_gives_its_memory_back() {
         let outbox = Outbox::new(1, 10, 0);
-        outbox.push(Bytes::from_static(b"12345678")).unwrap();
-        outbox.push(Bytes::from_static(b"larger than all the room there is")).unwrap();
+        for _ in 0..10 {
+            outbox.push(Bytes::from_static(b"1")).unwrap();
+        }
         assert_eq!(outbox.push(Bytes::from_static(b"1")), Err(Ended));
         assert!(outbox.has_ended());
         assert_eq!(next(&outbox), Poll::Ready(None));
+    }
+
+    #[test]
+    fn some_large_frames_in_a_row_do_not_fill_it() {
+        let outbox = Outbox::new(1, 8, 0);
+        let large = Bytes::from_static(b"larger than all the room there is");
+        for _ in 0..4 {
+            outbox.push(large.clone()).unwrap();
+        }
+        assert!(matches!(next(&outbox), Poll::Ready(Some(_))));
+        outbox.push(large.clone()).unwrap();
+        assert_eq!(outbox.push(large), Err(Ended));
     }
 
     #[test]

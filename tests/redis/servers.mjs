@@ -181,6 +181,12 @@ sentinel parallel-syncs ${name} 1
   }
 }
 
+/** Whether `slot` is in a range such as `0-5460` or `7`. */
+const within = (range, slot) => {
+  const [from, to = from] = range.split("-").map(Number)
+  return from <= slot && slot <= to
+}
+
 /** Three primaries with a replica each. */
 export async function cluster() {
   const nodes = await Promise.all(
@@ -216,10 +222,7 @@ export async function cluster() {
     async owner(key) {
       const living = nodes.find((node) => node.pid())
       const slot = await living.call("CLUSTER", "KEYSLOT", key)
-      const owns = ({ slots }) => slots.some((range) => {
-        const [from, to = from] = range.split("-").map(Number)
-        return from <= slot && slot <= to
-      })
+      const owns = ({ slots }) => slots.some((range) => within(range, slot))
       const { id, port } = (await all.primaries()).find(owns)
       return { id, slot, node: all.at(port) }
     },
@@ -263,8 +266,17 @@ export async function cluster() {
         // As slow as it is with many keys over a network, so that clients come in between.
         await new Promise((resolve) => setTimeout(resolve, 30))
       }
+      // The new owner first, so that nobody is sent to one who does not know yet; then every primary is told.
       await all.at(to.port).call("CLUSTER", "SETSLOT", slot, "NODE", to.id)
-      await from.call("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+      for (const { port } of await all.primaries()) await all.at(port).call("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+      const agreed = async () => {
+        for (const node of nodes) {
+          const view = await all.view(node)
+          if (!view.find(({ id }) => id === to.id).slots.some((range) => within(range, slot))) return false
+        }
+        return true
+      }
+      await until(agreed, "all nodes know where the slot is", 10_000)
       return { slot, moved, to: to.port }
     },
     stop: () => Promise.all(nodes.map((node) => node.kill())),

@@ -1,0 +1,97 @@
+//! Frames of clients: whatever comes, it is read or refused, and what is answered can be read.
+
+use clap::Parser as _;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::*;
+use crate::fuzz::{JSON, damaged, damaged_text, fuzz};
+
+const FRAMES: &[&[u8]] = &[
+    br#"["1","2","room:1","phx_join",{"user_id":"ada","meta":{"name":"Ada","n":[1,2,{"x":null}]},"observe":false}]"#,
+    br#"[null,"3","phoenix","heartbeat",{}]"#,
+    br#"["1","4","room:1","phx_leave",{}]"#,
+    br#"["1","5","room:1","presence",{"type":"presence","event":"track","payload":{"status":"busy"}}]"#,
+    br#"["1","6","room:1","presence",{"type":"presence","event":"untrack"}]"#,
+    br#"{"topic":"room:1","event":"phx_join","payload":{"user_id":7,"meta":null},"ref":"1","join_ref":"1"}"#,
+    br#"{"topic":"phoenix","event":"heartbeat","payload":{},"ref":2}"#,
+    br#"["1","2","caf\u00e9","shout",{"body":"\ud83d\ude00"},"more"]"#,
+];
+
+const PUSHES: &[&[u8]] = &[
+    b"\x00\x01\x01\x06\x0512room:1shout\x00\x01\x02",
+    b"\x00\x00\x00\x00\x00",
+    b"\x00\x02\x02\x04\x03\xc3\xa9\xc3\xa9roomevt",
+    b"\x01\x01\x01\x01\x01abcd",
+];
+
+fn limits() -> Limits {
+    crate::config::Args::parse_from(["rollcall"]).limits
+}
+
+/// What is answered is JSON in the form that was asked in, and echoes the address.
+fn check_answers(incoming: &Incoming) {
+    let Incoming { address, format, .. } = incoming;
+    let reject = Reject::RateLimited { retry_after_ms: 7 };
+    for event in [Event::Ok(address), Event::Refused(address, &reject)] {
+        let Some(text) = encode(*format, &event) else { continue };
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        let (r#ref, topic) = match format {
+            WireFormat::PhoenixV2 => (&answer[1], &answer[2]),
+            _ => (&answer["ref"], &answer["topic"]),
+        };
+        assert_eq!(topic.as_str(), Some(&*address.topic));
+        assert_eq!(r#ref.as_str(), address.message_ref.as_deref());
+    }
+}
+
+/// A meta that was taken is an object within the limit, which would be taken again as it is.
+fn check_meta(meta: Option<&Arc<str>>, limits: &Limits) {
+    let Some(meta) = meta else { return };
+    assert!(meta.len() <= limits.max_meta_bytes);
+    let raw = RawValue::from_string(meta.to_string()).unwrap();
+    assert_eq!(meta_from(Some(&raw), limits), Ok(Some(Arc::clone(meta))));
+}
+
+#[test]
+fn text_frames() {
+    let limits = limits();
+    fuzz(&damaged_text(FRAMES, JSON), |text| {
+        let Ok(incoming) = decode_text(&text, &limits) else { return };
+        check_answers(&incoming);
+        match &incoming.command {
+            Command::Track(Ok(meta)) => check_meta(Some(meta), &limits),
+            Command::Join(request) => {
+                if let Ok(Some(user)) = &request.user {
+                    assert_eq!(check_user(user, &limits), Ok(()));
+                }
+                if let Ok(meta) = &request.meta {
+                    check_meta(meta.as_ref(), &limits);
+                }
+            }
+            _ => {}
+        }
+    });
+}
+
+#[test]
+fn binary_frames() {
+    fuzz(
+        &damaged(PUSHES, &[b"\x00", b"\x01", b"\xff", b"\x7f", b"room:1", b"\xc3\xa9", b"\xe2\x80"]),
+        |data| {
+            if let Ok(incoming) = decode_binary(&data) {
+                check_answers(&incoming);
+            }
+        },
+    );
+}
+
+#[test]
+fn metas_of_all_kinds() {
+    let limits = Limits { max_meta_bytes: 1 << 20, ..limits() };
+    fuzz(&crate::fuzz::object(), |text| {
+        let raw = RawValue::from_string(text).unwrap();
+        let meta = meta_from(Some(&raw), &limits).unwrap().unwrap();
+        check_meta(Some(&meta), &limits);
+    });
+}
