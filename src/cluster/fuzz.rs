@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{keys, wire};
 use crate::fuzz::{JSON, damaged_text, fuzz, object};
-use crate::presence::{Batch, Entry, Ids, NodeId, Op};
+use crate::presence::{Batch, Entry, Ids, NodeId, Op, Origin, ResumeKey, Seat};
 
 const ANNOUNCEMENTS: &[&[u8]] = &[
     br#"{"node":"6fa459ea-ee8a-3ca4-894e-db77e160355e","from":3,"to":5,"ops":[{"seat":1,"user":"a\"b","ref":"AAAAAAAAAAAAAAAA","meta":{"n":[1, 2]},"since":7},{"seat":2,"user":"gone"}]}"#,
@@ -54,14 +54,21 @@ fn fields() {
 #[test]
 fn whatever_a_node_can_say() {
     let ids = Ids::new(NodeId::random());
-    let op = (any::<u64>(), any::<String>(), proptest::option::of((object(), any::<u64>())));
+    let origin = (any::<u64>(), any::<u32>(), any::<u64>());
+    let more = (any::<Option<u64>>(), any::<Option<String>>(), proptest::option::of(origin));
+    let op = (any::<u64>(), any::<String>(), proptest::option::of((object(), any::<u64>(), more)));
     fuzz(&(any::<u64>(), any::<u64>(), vec(op, 0..6)), |(one, other, ops)| {
         let ops = ops.into_iter().map(|(seat, user, shown)| {
             let user: Arc<str> = user.into();
-            let entry = shown.map(|(meta, since)| {
+            let entry = shown.map(|(meta, since, (waiting, key, origin))| {
                 // Refs are made by a node: any will do here.
+                let resume = key.map(|key| ResumeKey::new(&user, &key));
+                let seat = |number| Seat { node: ids.node(), number };
+                let origin = origin.map(|(first, turn, over)| {
+                    Box::new(Origin { seat: seat(first), turn, over: seat(over) })
+                });
                 let (user, meta) = (Arc::clone(&user), meta.into());
-                Arc::new(Entry { user, r#ref: ids.r#ref(), meta, since })
+                Arc::new(Entry { waiting, resume, origin, ..Entry::new(user, ids.r#ref(), meta, since) })
             });
             Op { seat, user, entry }
         });
