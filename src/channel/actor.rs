@@ -83,7 +83,7 @@ pub struct Channel {
     attached: u64,
     /// The timer for the pending diff, and that for the next grace to end.
     diff_timer: Option<SpawnHandle>,
-    grace_timer: Option<SpawnHandle>,
+    grace_timer: Option<(Instant, SpawnHandle)>,
     linger_timer: Option<SpawnHandle>,
     own_seats: usize,
 }
@@ -191,15 +191,21 @@ impl Channel {
     }
 
     fn schedule_grace(&mut self, ctx: &mut Context<Self>) {
-        if self.grace_timer.is_some() {
-            return;
-        }
         let Some(next) = self.core.next_time() else { return };
+        if let Some((at, timer)) = self.grace_timer.take() {
+            if at <= next {
+                self.grace_timer = Some((at, timer));
+                return;
+            }
+            // What was waited for is further off than what has come up since.
+            ctx.cancel_future(timer);
+        }
         let wait = next.saturating_duration_since(Instant::now());
-        self.grace_timer = Some(ctx.run_later(wait, |this, ctx| {
+        let timer = ctx.run_later(wait, |this, ctx| {
             this.grace_timer = None;
             this.settle(ctx);
-        }));
+        });
+        self.grace_timer = Some((next, timer));
     }
 
     /// Whether the channel may end: nobody here is interested, and Redis knows that nobody is in.

@@ -62,7 +62,7 @@ export class Audit {
   #leaves(view, epoch, seat, { times, refTimes, heirs }) {
     for (const { out } of times) {
       if (heirs.some((heir) => this.#tookOver(view, seat, out, heir))) continue
-      const why = out === null ? null : this.#falseLeave(seat, out)
+      const why = out === null ? null : this.#falseLeave(seat, out, epoch.node)
       if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})`)
     }
     // Refs too: a leave and a join of the same connection in one diff would else go unseen.
@@ -71,7 +71,7 @@ export class Audit {
       if (heirs.some((heir) => this.#tookOver(view, seat, when, heir))) continue
       const last = seat.spans.findLastIndex((span) => span.ended && span.ended.at <= when)
       if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
-      else if (this.#isSeamless(seat, last)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
+      else if (this.#isSeamless(seat, last) && !this.#knowsOnlyPartOf(seat.spans, when, epoch.node)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
     }
   }
 
@@ -90,15 +90,27 @@ export class Audit {
     return Boolean(heir && heir.user === user && spans.some(({ ended }) => ended && ended.how !== "leave" && ended.at <= out && heir.spans.some(({ begun }) => begun <= out)))
   }
 
-  /** Why a leave seen at `out` is false, or nothing. */
-  #falseLeave({ spans }, out) {
+  /** Why a leave that `observer` showed at `out` is false, or nothing. */
+  #falseLeave({ spans }, out, observer) {
     const last = spans.findLastIndex((span) => span.ended && span.ended.at <= out)
     if (last < 0) return "was connected all the time"
+    if (this.#knowsOnlyPartOf(spans, out, observer)) return null
     const { ended } = spans[last]
     if (ended.how === "leave" || ended.how === "kill") return this.truth.cameBack(spans, last) && ended.how === "kill" ? "had come back elsewhere" : null
     if (this.truth.cameBack(spans, last)) return "came back within the grace"
-    if (out < ended.at + this.truth.grace - EARLY[ended.how] - this.truth.lateness(ended.at)) return `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left`
-    return null
+    return out < this.#graceEnds(ended) ? `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left` : null
+  }
+
+  /** The earliest time at which a seat may be freed whose socket ended. */
+  #graceEnds = ({ at, how }) => at + this.truth.grace - (EARLY[how] ?? 0) - this.truth.lateness(at)
+
+  /** Whether a grace was over at `out` as far as `observer` can know: its return is on a node that it cannot hear. */
+  #knowsOnlyPartOf(spans, out, observer) {
+    return spans.some(({ ended }, i) => {
+      if (!ended || (ended.how !== "kill" && out < this.#graceEnds(ended))) return false
+      const after = spans.slice(i + 1).filter(({ begun }) => begun <= out)
+      return after.length > 0 && after.every((span) => this.truth.due(span.begun, 0, span.node, observer).disturbed)
+    })
   }
 
   #joins(view, epoch, seat, { times }) {
@@ -125,7 +137,7 @@ export class Audit {
         const out = Math.min(time.out ?? epoch.ended ?? now(), next)
         if (time.in >= next || out <= ended.at) continue
         const lag = this.world.lag.between(ended.at, out)
-        if (out > due + lag) this.#fault(view, `${at(out)} ghost: ${seat.tag} was shown ${Math.round(out - ended.at)} ms after its end (${ended.how} on ${node.name}), ${Math.round(out - due)} too long${time.in > ended.at ? ", joined after it" : ""}`)
+        if (out > due + lag) this.#fault(view, `${at(out)} ghost: ${seat.tag} was shown ${Math.round(out - ended.at)} ms after its end (${ended.how} on ${node.name}), ${Math.round(out - due)} too long${time.in > ended.at ? ", joined after it" : ""} (${spans(seat)})`)
         if (!disturbed && next === Infinity && time.out !== null && time.in <= ended.at) this.#measure(LEAVES[ended.how], out - ended.at, due - ended.at, `${seat.tag} to ${view.name}`)
       }
     }
@@ -171,6 +183,6 @@ const LEAVES = {
   kill: "G4 a killed node's members",
 }
 
-const spans = (seat) => seat.spans.map(({ node, begun, acked, ended }) => `${node.name}: ${at(begun)}${acked ? at(acked) : ""}${ended ? `${ended.how} ${at(ended.at)}` : ""}`).join("; ")
+const spans = (seat) => (seat.keyed ? "with a key; " : "") + seat.spans.map(({ node, begun, acked, ended }) => `${node.name}: ${at(begun)}${acked ? at(acked) : ""}${ended ? `${ended.how} ${at(ended.at)}` : ""}`).join("; ")
 
 const at = (time) => `${(time / 1000).toFixed(3)} s:`

@@ -83,6 +83,27 @@ describe("a node dies or looks dead", { concurrency: 4 }, () => {
   )
 
   test(
+    "who came back from a killed node and left keeps nobody's grace waiting",
+    inWorld({ nodes: 3, churn: false, env: DEFAULTS }, async (world) => {
+      const [a, , c] = world.nodes
+      const [channel] = world.channels
+      const moves = world.visitor({ id: "moves", user: "moves", node: c, channels: [channel], real: true, keyed: true })
+      const drops = world.visitor({ id: "drops", user: "drops", node: a, channels: [channel] })
+      await Promise.all([moves.enter(), drops.enter()])
+      await until(() => drops.stage === "in" && moves.stage === "in", "both are in")
+      await world.settle({ what: "with both" })
+      await world.kill(c)
+      await until(() => moves.seats[0].span.acked && !moves.seats[0].span.ended, "it is back")
+      // Its older seat is on the dead node, and is remembered for a while, so that it does not show again.
+      moves.leave()
+      await until(() => world.views().every((view) => !view.isOpen() || !view.tags()[moves.seats[0].tag]), "it has left", 1000)
+      drops.drop()
+      await until(() => world.views().every((view) => !view.isOpen() || !view.tags()[drops.seats[0].tag]), "the other has gone too", 10_000)
+      await world.settle({ ms: world.truth.killed })
+    }),
+  )
+
+  test(
     "SIGSTOP for longer than the lease, then SIGCONT",
     inWorld({ nodes: 3 }, async (world) => {
       const [a, b, c] = world.nodes
