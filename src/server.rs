@@ -166,6 +166,7 @@ fn app_state(node: &Node) -> AppState {
     AppState {
         config: Arc::clone(&node.config),
         rosters: shared.rosters.clone(),
+        registry: node.registry.clone(),
         cluster: shared.cluster.clone(),
         remote: Remote::new(shared.cluster.clone(), Arc::clone(&node.metrics)),
         sessions: node.sessions.clone(),
