@@ -30,6 +30,8 @@ mod room;
 mod servers;
 #[path = "load/storm.rs"]
 mod storm;
+#[path = "load/vanish.rs"]
+mod vanish;
 #[path = "load/view.rs"]
 mod view;
 #[path = "load/world.rs"]
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Idle(args) => args.common.json,
         Command::TwoNodes(args) => args.common.json,
         Command::Hold(args) => args.common.json,
+        Command::Vanish(args) => args.common.json,
     };
     let report = match run(command) {
         Ok(report) => report,
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<report::Report, String> {
                 Command::Idle(args) => idle::run(args).await,
                 Command::TwoNodes(args) => churn::run_two_nodes(args).await,
                 Command::Hold(args) => hold::run(args).await,
+                Command::Vanish(args) => vanish::run(args).await,
             }
         };
         // Returning, rather than dying, stops the servers that were started.

@@ -23,6 +23,7 @@ use moka::policy::EvictionPolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::keys;
+use crate::logging::Seldom;
 use crate::redis_pool::{RedisError, RedisPool};
 
 /// Where a revoked token is announced to the other nodes. The message is the token itself, worth
@@ -361,7 +362,10 @@ fn parse(json: &str) -> Option<Session> {
     match serde_json::from_str::<Session>(json) {
         Ok(session) if !session.user_id.is_empty() && is_sane(session.ttl_seconds) => Some(session),
         _ => {
-            tracing::warn!("a session in Redis cannot be read and counts as absent");
+            static UNREADABLE: Seldom = Seldom::new();
+            if let Some(times) = UNREADABLE.count() {
+                tracing::warn!(times, "a session in Redis cannot be read and counts as absent");
+            }
             None
         }
     }

@@ -25,6 +25,8 @@ pub enum Command {
     TwoNodes(TwoNodes),
     /// Joins and holds, for other tools to measure a channel that is not empty.
     Hold(Hold),
+    /// Thousands of members are gone at once: how long do those wait who come meanwhile?
+    Vanish(Vanish),
 }
 
 /// The servers to load, and what to print.
@@ -168,6 +170,23 @@ pub struct Hold {
     pub members: u32,
     #[arg(long, default_value_t = 60.0)]
     pub seconds: f64,
+}
+
+#[derive(Args)]
+pub struct Vanish {
+    #[command(flatten)]
+    pub common: Common,
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub members: u32,
+    /// A client connects and joins this often.
+    #[arg(long, default_value_t = 5.0, value_name = "MS")]
+    pub every: f64,
+    /// How long to look on.
+    #[arg(long, default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Fail if a client waited more milliseconds.
+    #[arg(long, value_name = "MS")]
+    pub max_stall: Option<f64>,
 }
 
 /// `ws://host:port`, as an address.

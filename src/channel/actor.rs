@@ -12,6 +12,7 @@ use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Messa
 use super::core::{Audience, ChannelCore, Effect, Noticed};
 use super::{Fan, HubLink, Probe, Published, Registry, Shared, Update};
 use crate::cluster::{Told, wall_clock};
+use crate::logging::Seldom;
 use crate::presence::{Diff, ResumeKey, Snapshot};
 
 /// How long a channel without any interest stays, in case someone comes back.
@@ -242,7 +243,10 @@ impl Actor for Channel {
             ctx.run_interval(self.shared.heartbeat, Self::beat);
             ctx.run_later(LOADING, |this, ctx| {
                 if !this.core.state.is_live() {
-                    tracing::warn!(channel = %this.name, "the roster could not be read in time; showing what this node knows");
+                    static LATE: Seldom = Seldom::new();
+                    if let Some(times) = LATE.count() {
+                        tracing::warn!(channel = %this.name, times, "the roster could not be read in time; showing what this node knows");
+                    }
                     this.core.state.go_live();
                     this.settle(ctx);
                 }

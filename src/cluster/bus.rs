@@ -187,6 +187,9 @@ impl Bus {
     pub fn set_writer_up(&self, up: bool) {
         if self.writer_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
+            if !up {
+                self.note_unreachable();
+            }
         }
     }
 
@@ -225,6 +228,9 @@ impl Bus {
     pub fn set_subscriber_up(&self, up: bool) {
         if self.subscriber_up.swap(up, Ordering::AcqRel) != up {
             self.note_state();
+            if !up {
+                self.note_deaf();
+            }
         }
     }
 
@@ -322,15 +328,15 @@ impl Bus {
         if self.metrics.redis_up.set(i64::from(up)) != i64::from(up) && up {
             tracing::info!("Redis is there: presence is shared with the other nodes");
         }
-        if self.has_left() {
-            return;
+        // At the start nothing is lost that never stood: only what fails to connect says so.
+        let writer = self.writer_up.load(Ordering::Acquire);
+        if writer {
+            self.metrics.health.clear(Problem::RedisAway);
         }
-        let (writer, subscriber) =
-            (self.writer_up.load(Ordering::Acquire), self.subscriber_up.load(Ordering::Acquire));
-        let why = self.pool.servers().problem().unwrap_or_default();
-        self.metrics.health.is(Problem::RedisAway, !writer, &why);
         // Of a Redis that is away, nothing else is worth saying.
-        self.metrics.health.is(Problem::SubscriptionLost, writer && !subscriber, &why);
+        if !writer || self.subscriber_up.load(Ordering::Acquire) {
+            self.metrics.health.clear(Problem::SubscriptionLost);
+        }
         self.note_rewriting();
     }
 
@@ -344,10 +350,20 @@ impl Bus {
         self.metrics.health.is(Problem::Rewriting, rewriting, &progress);
     }
 
-    /// The writer has tried in vain to reach Redis.
+    /// The writer has lost Redis, or tried in vain to reach it.
     pub fn note_unreachable(&self) {
-        let why = self.pool.servers().problem().unwrap_or_default();
-        self.metrics.health.set(Problem::RedisAway, &why);
+        if !self.has_left() {
+            let why = self.pool.servers().problem().unwrap_or_default();
+            self.metrics.health.set(Problem::RedisAway, &why);
+        }
+    }
+
+    /// The subscription has ended, or could not be had.
+    pub fn note_deaf(&self) {
+        if self.writer_up.load(Ordering::Acquire) && !self.has_left() {
+            let why = self.pool.servers().problem().unwrap_or_default();
+            self.metrics.health.set(Problem::SubscriptionLost, &why);
+        }
     }
 
     /// Redis lost the lease, or what was written.

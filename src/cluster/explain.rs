@@ -25,10 +25,7 @@ pub struct Explained {
 pub struct Place {
     pub channel: Arc<str>,
     pub node: NodeId,
-    pub seat: u64,
     pub entry: Entry,
-    /// When its socket ended, in milliseconds since 1970, if it is kept for the grace.
-    pub waiting: Option<u64>,
     /// How long ago a heartbeat refreshed it.
     pub beat_ago: Duration,
 }
@@ -72,12 +69,11 @@ async fn explain(bus: &Bus, user: &str, mut nodes: BTreeSet<NodeId>) -> Result<E
             // The index is a hint: what it names may be gone.
             let Ok((Some(text), left)) = read_pair(pair) else { continue };
             match wire::parse_value(&name, field, &text) {
-                Ok((node, seat, entry)) => {
+                Ok((node, _, entry)) => {
                     nodes.insert(node);
                     let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
                     let beat_ago = bus.presence_ttl.saturating_sub(left);
-                    let (channel, waiting) = (channel.as_str().into(), waiting(&text));
-                    places.push(Place { channel, node, seat, entry, waiting, beat_ago });
+                    places.push(Place { channel: channel.as_str().into(), node, entry, beat_ago });
                 }
                 Err(error) => tracing::debug!(%error, "passed over a value"),
             }
@@ -105,24 +101,4 @@ async fn leases(bus: &Bus, nodes: BTreeSet<NodeId>) -> Result<HashMap<NodeId, Op
         .into_iter()
         .zip(left.into_iter().map(|left| u64::try_from(left).ok().map(Duration::from_millis)))
         .collect())
-}
-
-/// When the socket ended, where the value says so.
-fn waiting(text: &str) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Waiting {
-        waiting: Option<u64>,
-    }
-    serde_json::from_str::<Waiting>(text).ok()?.waiting
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_says_whether_its_socket_has_ended() {
-        assert_eq!(waiting(r#"{"node":"x","meta":{"waiting":1},"since":7}"#), None);
-        assert_eq!(waiting(r#"{"node":"x","waiting":1700000000000,"since":7}"#), Some(1_700_000_000_000));
-    }
 }

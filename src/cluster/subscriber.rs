@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::bus::Bus;
 use super::topics::{Interest, Topics};
 use super::{Revoked, RevokedFn, keys, link, wire};
+use crate::logging::Seldom;
 use crate::redis_pool::Watch;
 use crate::session::REVOKED_TOPIC;
 
@@ -42,7 +43,10 @@ pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
                 bus.pool.servers().note_problem(ended);
                 tracing::debug!(reason = ended, "the subscription ended");
             }
-            Err(error) => tracing::debug!(%error, "no connection for the subscription"),
+            Err(error) => {
+                tracing::debug!(%error, "no connection for the subscription");
+                bus.note_deaf();
+            }
         }
         sleep(pause.next()).await;
     }
@@ -135,7 +139,12 @@ impl Subscriber {
         self.bus.metrics.redis_events.inc();
         match wire::parse_announcement(text) {
             Ok((node, batch)) => self.bus.hear(topic, node, batch),
-            Err(error) => tracing::warn!(topic, %error, "ignored a message"),
+            Err(error) => {
+                static FOREIGN: Seldom = Seldom::new();
+                if let Some(times) = FOREIGN.count() {
+                    tracing::warn!(topic, %error, times, "ignored a message");
+                }
+            }
         }
     }
 }

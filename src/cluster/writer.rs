@@ -15,6 +15,7 @@ use super::bus::Bus;
 use super::contact::Write;
 use super::pipeline::Encoded;
 use super::{keys, link, reader, scripts};
+use crate::logging::Seldom;
 use crate::redis_pool::Connection;
 
 /// How long a pipeline may take.
@@ -198,7 +199,10 @@ impl Writer<'_> {
                     Err(Failure::Lost("a slot of the cluster is moving"))
                 }
                 Err(error) => {
-                    tracing::error!(code = error.code(), "Redis refused a presence write");
+                    static REFUSED: Seldom = Seldom::new();
+                    if let Some(times) = REFUSED.count() {
+                        tracing::error!(code = error.code(), times, "Redis refused a presence write");
+                    }
                     Ok(Value::Nil)
                 }
             })

@@ -15,7 +15,7 @@ use crate::presence::NodeId;
 /// One connection in one channel, as far as anything is known of it.
 #[derive(Clone, Debug)]
 struct Known {
-    r#ref: String,
+    node: NodeId,
     meta: Arc<str>,
     since: u64,
     waiting: Option<u64>,
@@ -51,46 +51,48 @@ struct Circumstances {
 
 /// Appends the list of the connections of `user`.
 pub async fn write(out: &mut Vec<u8>, state: &AppState, user: &str) {
-    let mut known: BTreeMap<(Arc<str>, NodeId, u64), Known> = BTreeMap::new();
+    // By ref: a roster names a seat that was taken over by where it was first.
+    let mut known: BTreeMap<(Arc<str>, String), Known> = BTreeMap::new();
     let mut here = BTreeSet::new();
     for (channel, roster) in state.rosters.all() {
         for (seat, entry) in roster.snapshot.member(user).into_iter().flat_map(|member| &member.seats) {
             let one = Known {
-                r#ref: entry.r#ref.as_str().to_owned(),
+                node: seat.node,
                 meta: Arc::clone(&entry.meta),
                 since: entry.since,
-                waiting: None,
+                waiting: entry.waiting,
                 beat_ago: None,
                 in_roster: Some(true),
                 in_redis: false,
             };
-            known.insert((Arc::clone(&channel), seat.node, seat.number), one);
+            known.insert((Arc::clone(&channel), entry.r#ref.as_str().to_owned()), one);
         }
         here.insert(channel);
     }
-    let nodes = known.keys().map(|(_, node, _)| *node).collect();
+    let nodes = known.values().map(|one| one.node).collect();
     let (read, redis) = match state.cluster.explain(user, nodes).await {
         Ok(read) => (read, state.cluster.state()),
         Err(_) => (Explained::default(), RedisState::Down),
     };
     for place in read.places {
         let in_roster = here.contains(&place.channel).then_some(false);
-        let key = (place.channel, place.node, place.seat);
+        let key = (place.channel, place.entry.r#ref.as_str().to_owned());
         let one = known.entry(key).or_insert_with(|| Known {
-            r#ref: place.entry.r#ref.as_str().to_owned(),
+            node: place.node,
             meta: place.entry.meta,
             since: place.entry.since,
-            waiting: None,
+            waiting: place.entry.waiting,
             beat_ago: None,
             in_roster,
             in_redis: true,
         });
-        one.waiting = one.waiting.or(place.waiting);
+        one.node = place.node;
         (one.beat_ago, one.in_redis) = (Some(place.beat_ago), true);
     }
     let now = wall_clock();
     let grace = state.config.grace.as_millis() as u64;
-    json::list(out, known, |out, ((channel, node, _), one)| {
+    json::list(out, known, |out, ((channel, r#ref), one)| {
+        let node = one.node;
         let lease = match (redis, read.leases.get(&node)) {
             (RedisState::Off, _) | (_, None) => Lease::Unknown,
             (_, Some(None)) => Lease::Gone,
@@ -114,7 +116,7 @@ pub async fn write(out: &mut Vec<u8>, state: &AppState, user: &str) {
         out.extend_from_slice(b",\"local\":");
         out.extend_from_slice(if circumstances.local { b"true" } else { b"false" });
         out.extend_from_slice(b",\"ref\":");
-        json::string(out, &one.r#ref);
+        json::string(out, &r#ref);
         let beat = one.beat_ago.map(|ago| now.saturating_sub(ago.as_millis() as u64));
         for (name, time) in
             [("since", Some(one.since)), ("last_heartbeat", beat), ("waiting_since", one.waiting)]

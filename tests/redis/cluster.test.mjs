@@ -176,6 +176,29 @@ describe("a cluster of three primaries with a replica each", () => {
     for (const all of groups) undisturbed(all, users)
   })
 
+  test("a primary hangs for longer than a lease and is not replaced: nobody is judged", async () => {
+    await redis.covered()
+    const all = async (ms) => Promise.all(redis.nodes.map((node) => node.call("CONFIG", "SET", "cluster-node-timeout", ms)))
+    const rooms = Array.from({ length: 6 }, () => fresh("spread"))
+    const groups = await Promise.all(rooms.map((room) => observers([a, b], room)))
+    const users = ["watcher 0", "watcher 1"]
+    const { node: victim } = await redis.owner(usersKey(rooms[0]))
+    await all(30_000)
+    victim.freeze()
+    try {
+      // One node has more to write there than the other.
+      await Promise.all(rooms.map((room) => joinAs(a, room, "during")))
+      await holds(() => groups.every((group) => group.every((me) => users.every((user) => me.users().includes(user)))), "all stay", LEASE + 3000)
+    } finally {
+      victim.thaw()
+      await all(1500)
+    }
+    users.push("during")
+    await Promise.all(groups.map((group) => seen(group, users, BOUND)))
+    for (const node of [a, b]) await healthy(node)
+    for (const group of groups) undisturbed(group, users)
+  })
+
   test("a primary is killed and its replica takes over: nobody is seen to leave", async (t) => {
     await redis.covered()
     const rooms = Array.from({ length: 9 }, () => fresh("spread"))
