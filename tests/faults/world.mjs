@@ -82,7 +82,7 @@ export class World {
     world.converge = world.presenceTtl / 3 + 4000
     // The lease, a look at it each second, and room for a slow machine: 15 s with the default lease.
     const lateness = (at) => world.lag.between(at - 1500, at)
-    world.truth = new Truth({ grace: world.grace, converge: world.converge, killed: world.lease + 5000, lease: world.lease, lateness })
+    world.truth = new Truth({ grace: world.grace, converge: world.converge, killed: world.lease + 5000, lease: world.lease, silence: Number(world.env.ROLLCALL_SILENCE_SECONDS ?? 60) * 1000, lateness })
     world.channels = Array.from({ length: channels }, (_, i) => `room:${i + 1}`)
     world.lag = new Lag()
     world.proxied = proxied
