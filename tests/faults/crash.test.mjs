@@ -10,8 +10,7 @@ const declareDead = async (world, survivors, killed) => {
   const left = () => world.truth.killed - (now() - killed) + 2000
   const lost = async () => (await Promise.all(survivors.map((node) => world.metric(node, "nodes_lost")))).some((count) => count >= 1)
   await until(lost, "a survivor counts the lost node", left())
-  const [judge] = survivors.filter((node) => /a node is gone/.test(node.log().slice(node.logMark)))
-  assert.ok(judge, "and logs it")
+  const judge = await until(() => survivors.find((node) => /a node is gone/.test(node.log().slice(node.logMark))), "and logs it", left())
   await world.operator(judge, { problems: ["node_gone"], log: /node_gone/ })
   for (const node of survivors) await world.operator(node, { ready: { http: 200, redis: "up", degraded: false }, metrics: { nodes: survivors.length } }, left())
 }
