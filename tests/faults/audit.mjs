@@ -141,7 +141,7 @@ export class Audit {
     }
     const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in))
     const returns = seat.spans.filter(({ begun }) => begun > (times[0]?.in ?? 0)).length
-    if (again.length > returns) this.#fault(view, `${seat.tag} joined ${again.length} times more, and came back ${returns} times`)
+    if (again.length > returns) this.#fault(view, `${at(again[0].in)} ${seat.tag} joined ${again.length} times more, and came back ${returns} times (${spans(seat)}; shown ${times.map((one) => `${at(one.in)}${one.out ? at(one.out) : ""}`).join("; ")})${this.#others(seat, again[0].in)}`)
   }
 
   #ghosts(view, epoch, seat, { times }) {
@@ -204,6 +204,6 @@ const LEAVES = {
   kill: "G4 a killed node's members",
 }
 
-const spans = (seat) => (seat.keyed ? "with a key; " : "") + seat.spans.map(({ node, begun, acked, ended }) => `${node.name}: ${at(begun)}${acked ? at(acked) : ""}${ended ? `${ended.how} ${at(ended.at)}` : ""}`).join("; ")
+export const spans = (seat) => (seat.keyed ? "with a key; " : "") + seat.spans.map(({ node, begun, acked, ended }) => `${node.name}: ${at(begun)}${acked ? at(acked) : ""}${ended ? `${ended.how} ${at(ended.at)}` : ""}`).join("; ")
 
 const at = (time) => `${(time / 1000).toFixed(3)} s:`

@@ -26,7 +26,7 @@ const ROWS = [
   ["G4", "an explicit leave", { name: "G4 an explicit leave" }, all, folder],
   ["G4", "a closed socket, with a grace of 1 s", { name: "G4 a closed socket, grace included", limit: 2000 }, all, folder],
   ["G4", "a closed socket, with the default grace of 2 s", { name: "G4 a closed socket, grace included", limit: 3000 }, "`crash`: kill -9 with the default times", file("crash", "default times")],
-  ["G4", "a silent socket: 60 s, the grace of 1 s, a sweep each second", { name: "G4 a silent socket" }, "`crash`: a client whose cable is pulled", file("crash", "cable")],
+  ["G4", "a silent socket, with a silence of 10 s and the grace of 1 s", { name: "G4 a silent socket" }, "`crash`: a client whose cable is pulled", file("crash", "cable")],
   ["G4", "a killed node's members, with the default lease of 10 s", { name: "G4 a killed node's members", limit: 15_000 }, "`crash`: kill -9 with the default times", file("crash", "default times")],
   ["G4", "a killed node's members, with a lease of 3 s", { name: "G4 a killed node's members", limit: 8000 }, "`crash`: kill -9 under churn; two of three; `deploy`: a second SIGTERM", file("crash", "kill")],
   ["G4", "a stopped node's members (SIGSTOP), with a lease of 3 s", { name: "G4 a stopped node's members, to the others" }, "`crash`: SIGSTOP for longer than the lease", file("crash", "SIGSTOP")],

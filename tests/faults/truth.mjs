@@ -18,8 +18,8 @@ export class Truth {
   hearing = 300
 
   /** `lateness` says how much later than the server this process may have noticed what was noticed at a time. */
-  constructor({ grace, converge, killed, lease, lateness = () => 0 }) {
-    Object.assign(this, { grace, converge, killed, lease, lateness })
+  constructor({ grace, converge, killed, lease, silence = 60_000, lateness = () => 0 }) {
+    Object.assign(this, { grace, converge, killed, lease, silence, lateness })
   }
 
   /** `keyed`: it is known by a resume key. */
@@ -91,7 +91,7 @@ export class Truth {
 
   /** How long after its end a span may be seen. */
   bound(how) {
-    return { leave: 1000, drop: this.grace + 1000, closed: this.grace + 1000, silent: 60_000 + this.grace + 1500, kill: this.killed }[how]
+    return { leave: 1000, drop: this.grace + 1000, closed: this.grace + 1000, silent: this.silence + this.grace + 1500, kill: this.killed }[how]
   }
 
   /** Whether the span after `spans[at]` came so early that nobody may have seen the seat leave. */
