@@ -12,6 +12,8 @@ import { now } from "./truth.mjs"
 const VISIBLE = 1000
 /** A server that closes a socket knows of it before the client does. */
 const EARLY = { drop: 50, closed: 300, silent: 0 }
+/** By then a node has heard that a socket on this machine has ended. */
+const HEARD = 150
 
 export class Audit {
   faults = []
@@ -61,9 +63,9 @@ export class Audit {
 
   #leaves(view, epoch, seat, { times, refTimes, heirs }) {
     for (const { out } of times) {
-      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir))) continue
+      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir)) || this.#mayHaveBeenTakenOver(seat, out, epoch.node)) continue
       const why = out === null ? null : this.#falseLeave(seat, out, epoch.node)
-      if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})`)
+      if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})${this.#others(seat, out)}`)
     }
     // Refs too: a leave and a join of the same connection in one diff would else go unseen.
     for (const { at: when, what } of refTimes) {
@@ -76,18 +78,37 @@ export class Audit {
   }
 
   /**
-   * Whether nobody may have seen anything of the ends of all spans up to `last`: it came back in time, to the same
-   * node, or to another with a resume key. Without one it may show twice for a moment: the other node may not
-   * have heard yet whose socket ended.
+   * Whether nobody may have seen anything of the ends of all spans up to `last`: it came back in time. Without a
+   * resume key it must come after the node has heard that the old socket has ended, or shows twice for a moment;
+   * and of another node it cannot be known when that is.
    */
   #isSeamless({ spans, keyed }, last) {
-    return spans.slice(0, last + 1).every(({ node, ended }, i) => ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed || spans[i + 1].node === node))
+    const known = ({ node, ended }, next) => node === next.node && ended.how === "drop" && next.begun >= ended.at + HEARD + this.truth.lateness(next.begun)
+    return spans.slice(0, last + 1).every((span, i) => span.ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed || known(span, spans[i + 1])))
   }
 
   /** Whether the leave is that of a seat in its grace which another connection of the same user had taken over. */
   #tookOver(view, { spans, user }, out, tag) {
     const heir = this.truth.seats.get(`${view.channel}|${tag}`)
     return Boolean(heir && heir.user === user && spans.some(({ ended }) => ended && ended.how !== "leave" && ended.at <= out && heir.spans.some(({ begun }) => begun <= out)))
+  }
+
+  /**
+   * Whether it may be so without having been told: while news are lost, only what became of a seat is seen, and not
+   * that another connection of the same user took it over and then left.
+   */
+  #mayHaveBeenTakenOver({ channel, user, spans, tag }, out, observer) {
+    const last = spans.findLast(({ ended }) => ended && ended.at <= out)
+    if (!last || last.ended.how === "leave" || !this.truth.due(last.ended.at, 0, last.node, observer).disturbed) return false
+    const isHeir = (seat) => seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some(({ acked, ended }) => acked && acked >= last.ended.at && ended && ended.at <= out)
+    return [...this.truth.seats.values()].some(isHeir)
+  }
+
+  /** The other connections of the same user about then, for whoever reads a fault. */
+  #others({ channel, user, tag }, about) {
+    const near = ({ begun, ended }) => begun <= about && (ended?.at ?? Infinity) >= about - 3000
+    const others = [...this.truth.seats.values()].filter((seat) => seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some(near))
+    return others.map((seat) => `; ${seat.tag} of the same user: ${spans(seat)}`).join("")
   }
 
   /** Why a leave that `observer` showed at `out` is false, or nothing. */

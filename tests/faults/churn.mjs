@@ -69,7 +69,7 @@ export class Churn {
     const visitor = pick(settled, draws[0])
     if (draws[1] < 0.3) visitor.leave({ untrack: draws[2] < 0.3 })
     else if (draws[1] < 0.5) visitor.drop()
-    else if (draws[1] < 0.7 && open.length > 0) visitor.bounce(draws[2] < 0.5 ? pick(open, draws[3]) : undefined).catch((error) => world.faults.push(`${visitor.id}: ${error.stack}`))
+    else if (draws[1] < 0.7 && open.length > 0) visitor.bounce(draws[2] < 0.5 ? pick(open, draws[3]) : undefined, draws[4] < 0.5 ? 0 : draws[4] * 500).catch((error) => world.faults.push(`${visitor.id}: ${error.stack}`))
     else visitor.update()
   }
 }

@@ -63,8 +63,12 @@ describe("a node is stopped on purpose", { concurrency: 3 }, () => {
       const load = Array.from({ length: 300 }, (_, i) => world.visitor({ id: `load-${i}`, user: `load ${i % 150}`, node: b, channels: [world.channels[i % 2]] }))
       for (let i = 0; i < load.length; i += 50) await Promise.all(load.slice(i, i + 50).map((one) => one.enter()))
       await until(() => load.every(({ stage }) => stage === "in"), "all are in", 10_000)
+      await world.churn.stop()
       await world.settle({ what: "under load", ms: 10_000 })
-      await stopped(world, b)
+      world.churn.start()
+      const ending = stopped(world, b)
+      await world.operator(b, { ready: { http: 503, status: "draining" }, problems: ["draining"], log: /draining/ }, 2000)
+      await ending
       const codes = load.flatMap(({ closes }) => closes.map(({ code }) => code))
       assert.deepEqual([codes.length, ...new Set(codes)], [300, 1012])
       const at = load.map(({ closes: [close] }) => close.at).sort((x, y) => x - y)

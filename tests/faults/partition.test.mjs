@@ -59,6 +59,8 @@ describe("a partition between one node and Redis", { concurrency: 3 }, () => {
     inWorld({ nodes: 3, proxied: true }, async (world) => {
       const c = world.nodes.at(-1)
       c.proxy.delay(150)
+      // What waits for the answer to what was sent before it arrives after one way and a half, or more.
+      world.truth.hearing = 300 + 600
       await world.churn.steps(120)
       await world.operator(c, { ready: { redis: "up", degraded: false }, metrics: { redis_up: 1 } })
       await world.churn.stop()

@@ -100,8 +100,7 @@ describe("Redis fails", { concurrency: 4 }, () => {
     const options = { nodes: 3, redis: { started: false }, shared: false }
     await inWorld(options, async (world) => {
       const heal = world.truth.disturb(null, { from: 0 })
-      const { log: _, ...degraded } = world.DEGRADED
-      for (const node of world.nodes) await world.operator(node, degraded)
+      for (const node of world.nodes) await world.operator(node, world.DEGRADED)
       await world.churn.steps(20)
       await world.redis.start()
       heal()
@@ -127,7 +126,7 @@ describe("Redis fails", { concurrency: 4 }, () => {
       await world.recover(now())
       for (const [i, node] of world.nodes.entries()) {
         await world.operator(node, { ...world.HEALTHY, metrics: { redis_up: 1, redis_readings: (count) => count >= before[i] + 10 } })
-        assert.match(node.log().slice(node.logMark), /Redis is away/)
+        assert.match(node.log().slice(node.logMark), /subscription_lost/)
       }
       await nobodyWasLost(world)
     }),
@@ -143,7 +142,7 @@ describe("Redis fails", { concurrency: 4 }, () => {
         heal()
         await world.recover(now())
       }
-      for (const node of world.nodes) await world.operator(node, { ready: { redis: "up", degraded: false }, log: /lease.*: writing everything again/ })
+      for (const node of world.nodes) await world.operator(node, { ready: { redis: "up", degraded: false }, problems: ["lease_lost"], log: /lease_lost/ })
       await nobodyWasLost(world)
     }),
   )

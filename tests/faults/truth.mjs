@@ -14,6 +14,8 @@ export class Truth {
   windows = []
   /** When a node that lives may look dead to the others. */
   excuses = []
+  /** How long nodes may take to hear of each other's news when nothing is disturbed. */
+  hearing = 300
 
   /** `lateness` says how much later than the server this process may have noticed what was noticed at a time. */
   constructor({ grace, converge, killed, lease, lateness = () => 0 }) {
@@ -100,7 +102,7 @@ export class Truth {
     const kept = ended.how === "kill" ? (this.lease * 2) / 3 : this.grace
     // While they cannot hear of each other, one node cannot know that somebody came back to another.
     if (next.node !== node && this.due(ended.at, kept, node, next.node).disturbed && ended.how !== "kill") return false
-    return next.acked + 300 + this.lateness(ended.at) <= ended.at + kept
+    return next.acked + this.hearing + this.lateness(ended.at) <= ended.at + kept
   }
 
   /** Who is in `channel` now: seats, each with its open span. */

@@ -185,15 +185,17 @@ export class Visitor {
     this.#terminate()
   }
 
-  /** Its socket ends without a word, and it comes back at once to `node`. */
-  async bounce(node = this.node) {
+  /** Its socket ends without a word, and it comes back after `ms` to `node`. */
+  async bounce(node = this.node, ms = 0) {
     if (this.stage !== "in" || this.real) return
     for (const seat of this.seats) this.world.truth.end(seat.span, "drop")
     const old = this.raw
     this.raw = null
     this.stage = "coming"
     old.close()
-    await this.enter(node)
+    if (ms > 0) await new Promise((resolve) => setTimeout(resolve, ms))
+    // It may have been closed meanwhile, by the end of the test.
+    if (this.stage === "coming") await this.enter(node)
   }
 
   #push(seat, event, payload) {

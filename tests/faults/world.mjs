@@ -193,15 +193,19 @@ export class World {
     for (const node of this.nodes) node.logMark = node.log().length
   }
 
-  /** What an operator sees at `node` within `ms`: parts of /readyz, metrics (numbers or conditions), a log line. */
-  async operator(node, { ready = {}, metrics = {}, log }, ms = 12_000) {
+  /**
+   * What an operator sees at `node` within `ms`: parts of /readyz, the names of problems there, metrics (numbers or
+   * conditions), a log line.
+   */
+  async operator(node, { ready = {}, problems = [], metrics = {}, log }, ms = 12_000) {
     const seen = {}
     await until(
       async () => {
         seen.ready = await this.says(node)
-        return Object.entries(ready).every(([name, value]) => seen.ready[name] === value)
+        const named = seen.ready.problems.map(({ what }) => what)
+        return Object.entries(ready).every(([name, value]) => seen.ready[name] === value) && problems.every((name) => named.includes(name))
       },
-      `/readyz of ${node.name} says ${JSON.stringify(ready)}`,
+      `/readyz of ${node.name} says ${JSON.stringify(ready)} and ${JSON.stringify(problems)}`,
       ms,
       () => seen.ready,
     )
@@ -220,7 +224,7 @@ export class World {
   }
 
   HEALTHY = { ready: { http: 200, status: "ready", redis: "up", degraded: false }, metrics: { redis_up: 1 }, log: /Redis is there/ }
-  DEGRADED = { ready: { http: 200, status: "ready", redis: "down", degraded: true }, metrics: { redis_up: 0 }, log: /Redis is away/ }
+  DEGRADED = { ready: { http: 200, status: "ready", redis: "down", degraded: true }, problems: ["redis_away"], metrics: { redis_up: 0 }, log: /redis_away/ }
 
   /** The fault is over: everything must be equal soon, and stay so while life goes on. */
   async recover(healed, { steps = 25 } = {}) {
