@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::admission::{Admission, Admitted, Identity};
 use crate::config::Config;
 use crate::connection::{self, ConnectParams, Sockets};
-use crate::health::Problem as Trouble;
+use crate::health::Trouble;
 use crate::http::{self, AppState, Problem, Remote};
 use crate::hub::{Drain, SharedHub};
 use crate::jwt::JwtVerifier;

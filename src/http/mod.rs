@@ -27,7 +27,7 @@ use crate::admission::{Admission, origin_allowed};
 use crate::channel::{Registry, Rosters};
 use crate::cluster::Cluster;
 use crate::config::{Config, Origins};
-use crate::health::Problem as Trouble;
+use crate::health::Trouble;
 use crate::hub::Hubs;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::metrics::Metrics;
