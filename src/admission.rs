@@ -19,7 +19,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::{AuthMode, Config, Origins};
 use crate::dialects::check_user;
-use crate::health::Problem;
+use crate::health::Trouble;
 use crate::hub::Tie;
 use crate::jwt::{Claims, JwtVerifier, looks_like_jwt};
 use crate::metrics::Metrics;
@@ -212,8 +212,8 @@ impl Admission {
         let limits = &self.config.limits;
         self.quotas.take(user, addr).map_err(|full| {
             let (problem, refusal) = match full {
-                Full::User => (Problem::UserFull, Refusal::UserFull(limits.max_user_connections)),
-                Full::Address => (Problem::AddressFull, Refusal::AddressFull(limits.max_address_connections)),
+                Full::User => (Trouble::UserFull, Refusal::UserFull(limits.max_user_connections)),
+                Full::Address => (Trouble::AddressFull, Refusal::AddressFull(limits.max_address_connections)),
             };
             self.metrics.health.set(problem, "");
             self.refuse(refusal)

@@ -257,7 +257,8 @@ pub struct Limits {
     /// Other messages a second on one connection
     #[arg(long, env = "ROLLCALL_MAX_MESSAGE_RATE", default_value_t = 100)]
     pub max_message_rate: u32,
-    /// Bytes that may wait to be sent to one connection before it is closed as a slow reader
+    /// Bytes that may wait to be sent to one connection before it is closed as a slow reader; a frame counts for
+    /// a quarter of them at most
     #[arg(long, env = "ROLLCALL_MAX_OUTPUT_BYTES", default_value_t = 1_048_576)]
     pub max_output_bytes: usize,
     /// WebSockets and event streams on one node

@@ -15,7 +15,7 @@ const SAY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Problem {
+pub enum Trouble {
     /// Redis takes no writes of this node.
     RedisAway,
     /// What other nodes announce is not heard.
@@ -44,7 +44,7 @@ pub enum Problem {
     Draining,
 }
 
-impl Problem {
+impl Trouble {
     /// All of them.
     pub const ALL: [Self; 13] = [
         Self::RedisAway,
@@ -138,7 +138,7 @@ impl Problem {
 /// A problem as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    pub what: Problem,
+    pub what: Trouble,
     /// Since when, in milliseconds since 1970.
     pub since: u64,
     /// More about this very case; may be empty.
@@ -163,18 +163,18 @@ pub enum News {
     /// It came so often since that was said last.
     Again(Standing, u64),
     /// It stood for so long.
-    Over(Problem, Duration),
+    Over(Trouble, Duration),
 }
 
 /// The problems that stand.
 #[derive(Clone, Debug, Default)]
 pub struct Board {
-    posts: BTreeMap<Problem, Post>,
+    posts: BTreeMap<Trouble, Post>,
 }
 
 impl Board {
     /// `what` is so at `now`, which is `wall` on the clock on the wall.
-    pub fn set(&mut self, what: Problem, detail: &str, now: Instant, wall: u64) -> Option<News> {
+    pub fn set(&mut self, what: Trouble, detail: &str, now: Instant, wall: u64) -> Option<News> {
         if let Some(post) = self.posts.get_mut(&what) {
             post.standing.times += 1;
             post.last = now;
@@ -195,7 +195,7 @@ impl Board {
     }
 
     /// `what` is so no more.
-    pub fn clear(&mut self, what: Problem, now: Instant) -> Option<News> {
+    pub fn clear(&mut self, what: Trouble, now: Instant) -> Option<News> {
         let post = self.posts.remove(&what)?;
         Some(News::Over(what, now.saturating_duration_since(post.began)))
     }
@@ -204,7 +204,7 @@ impl Board {
     pub fn sweep(&mut self, now: Instant) -> Vec<News> {
         let old =
             |post: &&Post| post.standing.what.passes() && now.saturating_duration_since(post.last) >= RECENT;
-        let old: Vec<Problem> = self.posts.values().filter(old).map(|post| post.standing.what).collect();
+        let old: Vec<Trouble> = self.posts.values().filter(old).map(|post| post.standing.what).collect();
         old.into_iter().filter_map(|what| self.clear(what, now)).collect()
     }
 
@@ -229,19 +229,19 @@ pub struct Health(Mutex<Board>);
 
 impl Health {
     /// `what` is so. `detail` says more about this very case, and nothing secret.
-    pub fn set(&self, what: Problem, detail: &str) {
+    pub fn set(&self, what: Trouble, detail: &str) {
         let news = self.board().set(what, detail, Instant::now(), wall_clock());
         news.into_iter().for_each(say);
     }
 
     /// `what` is so no more, if it was.
-    pub fn clear(&self, what: Problem) {
+    pub fn clear(&self, what: Trouble) {
         let news = self.board().clear(what, Instant::now());
         news.into_iter().for_each(say);
     }
 
     /// Sets or clears.
-    pub fn is(&self, what: Problem, so: bool, detail: &str) {
+    pub fn is(&self, what: Trouble, so: bool, detail: &str) {
         if so { self.set(what, detail) } else { self.clear(what) }
     }
 
@@ -291,30 +291,30 @@ mod tests {
     #[test]
     fn a_problem_is_said_once_when_it_comes_and_once_when_it_is_over() {
         let (mut board, now) = (Board::default(), Instant::now());
-        let began = board.set(Problem::RedisAway, "refused", now, 7).unwrap();
+        let began = board.set(Trouble::RedisAway, "refused", now, 7).unwrap();
         let News::Began(standing) = began else { panic!("{began:?}") };
         assert_eq!((standing.since, &*standing.detail), (7, "refused"));
-        assert_eq!(board.set(Problem::RedisAway, "timed out", now + Duration::from_secs(1), 8), None);
+        assert_eq!(board.set(Trouble::RedisAway, "timed out", now + Duration::from_secs(1), 8), None);
         assert_eq!(board.standing()[0].since, 7);
         assert_eq!(board.standing()[0].detail, "timed out");
-        let over = board.clear(Problem::RedisAway, now + Duration::from_secs(5));
-        assert_eq!(over, Some(News::Over(Problem::RedisAway, Duration::from_secs(5))));
-        assert_eq!(board.clear(Problem::RedisAway, now), None);
+        let over = board.clear(Trouble::RedisAway, now + Duration::from_secs(5));
+        assert_eq!(over, Some(News::Over(Trouble::RedisAway, Duration::from_secs(5))));
+        assert_eq!(board.clear(Trouble::RedisAway, now), None);
     }
 
     #[test]
     fn what_comes_again_and_again_is_said_now_and_then_and_passes() {
         let (mut board, now) = (Board::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
-        assert!(matches!(board.set(Problem::SlowReaders, "", now, 0), Some(News::Began(_))));
+        assert!(matches!(board.set(Trouble::SlowReaders, "", now, 0), Some(News::Began(_))));
         for second in 1..30 {
-            assert_eq!(board.set(Problem::SlowReaders, "", at(second), 0), None);
+            assert_eq!(board.set(Trouble::SlowReaders, "", at(second), 0), None);
         }
-        let Some(News::Again(_, 30)) = board.set(Problem::SlowReaders, "", at(30), 0) else { panic!() };
+        let Some(News::Again(_, 30)) = board.set(Trouble::SlowReaders, "", at(30), 0) else { panic!() };
         assert_eq!(board.sweep(at(89)), []);
         assert_eq!(board.sweep(at(90)).len(), 1);
         // What lasts is taken down by whoever put it up, and by nobody else.
-        board.set(Problem::Draining, "", now, 0);
+        board.set(Trouble::Draining, "", now, 0);
         assert_eq!(board.sweep(at(10_000)), []);
     }
 
@@ -322,15 +322,15 @@ mod tests {
     fn users_are_told_of_only_where_they_notice() {
         let (mut board, now) = (Board::default(), Instant::now());
         assert!(users_affected(&board.standing()).starts_with("no: "));
-        board.set(Problem::Rewriting, "", now, 0);
+        board.set(Trouble::Rewriting, "", now, 0);
         assert!(users_affected(&board.standing()).starts_with("no: "));
-        board.set(Problem::RedisAway, "", now, 0);
-        assert_eq!(users_affected(&board.standing()), format!("yes: {}", Problem::RedisAway.effect()));
+        board.set(Trouble::RedisAway, "", now, 0);
+        assert_eq!(users_affected(&board.standing()), format!("yes: {}", Trouble::RedisAway.effect()));
     }
 
     #[test]
     fn names_differ() {
-        let names: std::collections::BTreeSet<&str> = Problem::ALL.iter().map(|what| what.name()).collect();
-        assert_eq!(names.len(), Problem::ALL.len());
+        let names: std::collections::BTreeSet<&str> = Trouble::ALL.iter().map(|what| what.name()).collect();
+        assert_eq!(names.len(), Trouble::ALL.len());
     }
 }

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::health::{Health, Problem};
+use crate::health::{Health, Trouble};
 
 /// A counter that only grows.
 pub type Count = Counter<u64, AtomicU64>;
@@ -165,7 +165,7 @@ impl Metrics {
     /// Everything, as Prometheus reads it.
     pub fn render(&self) -> String {
         let standing = self.health.standing();
-        for what in Problem::ALL {
+        for what in Trouble::ALL {
             let stands = standing.iter().any(|one| one.what == what);
             self.problem.get_or_create(&[("what", what.name())]).set(i64::from(stands));
         }
@@ -185,7 +185,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.joins.inc_by(3);
         metrics.join_to_visible.observe(0.003);
-        metrics.health.set(Problem::Draining, "");
+        metrics.health.set(Trouble::Draining, "");
         let text = metrics.render();
         assert!(text.contains("rollcall_joins_total 3"), "{text}");
         assert!(text.contains("rollcall_join_to_visible_count 1"), "{text}");

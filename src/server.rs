@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::admission::{Admission, Admitted, Identity};
 use crate::config::Config;
 use crate::connection::{self, ConnectParams, Sockets};
-use crate::health::Problem as Trouble;
+use crate::health::Trouble;
 use crate::http::{self, AppState, Problem, Remote};
 use crate::hub::{Drain, SharedHub};
 use crate::jwt::JwtVerifier;
@@ -166,6 +166,7 @@ fn app_state(node: &Node) -> AppState {
     AppState {
         config: Arc::clone(&node.config),
         rosters: shared.rosters.clone(),
+        registry: node.registry.clone(),
         cluster: shared.cluster.clone(),
         remote: Remote::new(shared.cluster.clone(), Arc::clone(&node.metrics)),
         sessions: node.sessions.clone(),

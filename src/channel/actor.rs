@@ -7,13 +7,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorContext as _, AsyncContext as _, Context, Handler, Message, SpawnHandle};
+use actix::{
+    Actor, ActorContext as _, AsyncContext as _, Context, Handler, Message, MessageResult, SpawnHandle,
+};
 
 use super::core::{Audience, ChannelCore, Effect, Noticed};
 use super::{Fan, HubLink, Probe, Published, Registry, Shared, Update};
 use crate::cluster::{Told, wall_clock};
 use crate::logging::Seldom;
-use crate::presence::{Diff, ResumeKey, Snapshot};
+use crate::presence::{Diff, Entry, ResumeKey, Seat, Snapshot};
 
 /// How long a channel without any interest stays, in case someone comes back.
 const LINGER: Duration = Duration::from_secs(5);
@@ -66,6 +68,14 @@ pub struct Dropped {
 #[rtype(result = "()")]
 pub struct Alive {
     pub connection: u64,
+}
+
+/// Asks for the connections of `user` as they are now, those included whose socket has ended: what is
+/// published says only what viewers were told.
+#[derive(Message)]
+#[rtype(result = "Vec<(Seat, Arc<Entry>)>")]
+pub struct SeatsOf {
+    pub user: Arc<str>,
 }
 
 /// The node is going away: own members leave now.
@@ -314,6 +324,15 @@ impl Handler<Alive> for Channel {
     fn handle(&mut self, Alive { connection }: Alive, ctx: &mut Self::Context) {
         self.core.state.alive(connection, Instant::now());
         self.settle(ctx);
+    }
+}
+
+impl Handler<SeatsOf> for Channel {
+    type Result = MessageResult<SeatsOf>;
+
+    fn handle(&mut self, SeatsOf { user }: SeatsOf, _: &mut Self::Context) -> Self::Result {
+        let roster = self.core.state.snapshot(0);
+        MessageResult(roster.member(&user).map(|member| member.seats.clone()).unwrap_or_default())
     }
 }
 

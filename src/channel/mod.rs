@@ -15,7 +15,7 @@ mod rosters;
 mod state;
 mod window;
 
-pub use actor::{Alive, Channel, Detach, Drain, Dropped, Track, Untrack};
+pub use actor::{Alive, Channel, Detach, Drain, Dropped, SeatsOf, Track, Untrack};
 pub use fan::{Fan, HubLink, Live, Meter, Probe, Update};
 pub use registry::{Registry, Shared};
 pub use rosters::{Published, Rosters};

@@ -72,6 +72,11 @@ impl Registry {
         lodging.address.clone()
     }
 
+    /// The actor of `channel`, if it is open.
+    pub fn find(&self, channel: &str) -> Option<Addr<Channel>> {
+        self.lodgings().get(channel).map(|lodging| lodging.address.clone())
+    }
+
     /// Whether `channel` is open, or may be where at most `most` are.
     pub fn has_room_for(&self, channel: &str, most: usize) -> bool {
         let lodgings = self.lodgings();

@@ -16,7 +16,7 @@ use super::keys::Keys;
 use super::nodes::{Nodes, Verdict};
 use super::topics::Topics;
 use super::{RedisState, Told};
-use crate::health::Problem;
+use crate::health::Trouble;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId};
 use crate::redis_pool::RedisPool;
@@ -284,7 +284,7 @@ impl Bus {
         let contact = inner.contact.number();
         let now = Instant::now();
         let verdicts = inner.nodes.judge(listed, asked, alive, contact, now);
-        self.metrics.health.is(Problem::JudgementResting, inner.nodes.is_resting(now), "");
+        self.metrics.health.is(Trouble::JudgementResting, inner.nodes.is_resting(now), "");
         self.metrics.nodes.set(inner.nodes.count() as i64);
         let mut left_behind = Vec::new();
         for verdict in verdicts {
@@ -302,7 +302,7 @@ impl Bus {
                 }
                 Verdict::Gone(node) => {
                     tracing::warn!(%node, "a node is gone; saying goodbye for its members");
-                    self.metrics.health.set(Problem::NodeGone, &format!("node {node}"));
+                    self.metrics.health.set(Trouble::NodeGone, &format!("node {node}"));
                     self.metrics.nodes_lost.inc();
                     inner.tell_all(|| Told::NodeDown(node));
                 }
@@ -315,7 +315,7 @@ impl Bus {
     /// The leases could not be looked at.
     pub fn rest_judgement(&self) {
         self.inner().nodes.rest(Instant::now());
-        self.metrics.health.set(Problem::JudgementResting, "the leases could not be looked at");
+        self.metrics.health.set(Trouble::JudgementResting, "the leases could not be looked at");
     }
 
     /// Whether `node` is known to be dead.
@@ -331,11 +331,11 @@ impl Bus {
         // At the start nothing is lost that never stood: only what fails to connect says so.
         let writer = self.writer_up.load(Ordering::Acquire);
         if writer {
-            self.metrics.health.clear(Problem::RedisAway);
+            self.metrics.health.clear(Trouble::RedisAway);
         }
         // Of a Redis that is away, nothing else is worth saying.
         if !writer || self.subscriber_up.load(Ordering::Acquire) {
-            self.metrics.health.clear(Problem::SubscriptionLost);
+            self.metrics.health.clear(Trouble::SubscriptionLost);
         }
         self.note_rewriting();
     }
@@ -347,14 +347,14 @@ impl Bus {
         let progress = if done { String::new() } else { inner.contact.progress() };
         drop(inner);
         let rewriting = !done && self.writer_up.load(Ordering::Acquire);
-        self.metrics.health.is(Problem::Rewriting, rewriting, &progress);
+        self.metrics.health.is(Trouble::Rewriting, rewriting, &progress);
     }
 
     /// The writer has lost Redis, or tried in vain to reach it.
     pub fn note_unreachable(&self) {
         if !self.has_left() {
             let why = self.pool.servers().problem().unwrap_or_default();
-            self.metrics.health.set(Problem::RedisAway, &why);
+            self.metrics.health.set(Trouble::RedisAway, &why);
         }
     }
 
@@ -362,13 +362,13 @@ impl Bus {
     pub fn note_deaf(&self) {
         if self.writer_up.load(Ordering::Acquire) && !self.has_left() {
             let why = self.pool.servers().problem().unwrap_or_default();
-            self.metrics.health.set(Problem::SubscriptionLost, &why);
+            self.metrics.health.set(Trouble::SubscriptionLost, &why);
         }
     }
 
     /// Redis lost the lease, or what was written.
     fn note_loss(&self) {
-        self.metrics.health.set(Problem::LeaseLost, "");
+        self.metrics.health.set(Trouble::LeaseLost, "");
     }
 
     /// Up while both connections stand.

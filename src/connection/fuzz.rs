@@ -15,6 +15,7 @@ const QUERIES: &[&[u8]] = &[
     b"vsn=2.0.0&user_id=ada&meta=%7B%22name%22%3A%22Ada%22%7D",
     b"vsn=1.0.0&meta%5Bname%5D=Ada+L&meta%5Bn%5D=%C3%A9&token=x",
     b"apikey=anon&vsn=1.0.0&user_id=%20&meta=[]",
+    b"vsn=2.0.0&resume=a-key-of-eight-bytes-or-more&user_id=ada",
     b"",
 ];
 const TOKENS: &[&[u8]] = &[

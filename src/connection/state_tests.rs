@@ -225,3 +225,35 @@ fn a_resume_key_that_is_none_refuses_the_join_and_nothing_else() {
     assert!(bench.say(r#"["2","2","s","phx_join",{}]"#)[0].contains(reason));
     assert_eq!(bench.say(r#"["2","2","s","phx_join",{"resume":"a good key"}]"#).len(), 3);
 }
+
+/// A node on which only one channel is open, in which only one more user may be.
+#[derive(Debug)]
+struct Narrow;
+
+impl Room for Narrow {
+    fn check(&self, channel: &str, user: Option<&str>) -> Result<(), Reject> {
+        match (channel, user) {
+            ("open", None | Some("ada")) => Ok(()),
+            ("open", Some(_)) => Err(Reject::ChannelFull(1)),
+            _ => Err(Reject::TooManyOnNode),
+        }
+    }
+}
+
+#[test]
+fn where_there_is_no_room_a_join_is_refused_and_so_is_the_first_meta_of_an_observer() {
+    let mut bench = Bench::new(&[]);
+    bench.state = std::mem::replace(&mut bench.state, Bench::new(&[]).state).within(Rc::new(Narrow));
+    let join = |topic: &str, user: &str, observe: bool| {
+        format!(r#"["1","1","{topic}","phx_join",{{"user_id":"{user}","observe":{observe}}}]"#)
+    };
+    let refused = |reason| [error_to("1", "1", reason).replace("\"r\"", "\"open\"")];
+    assert!(bench.say(&join("other", "ada", true))[0].contains("too many channels on this node"));
+    assert_eq!(bench.say(&join("open", "bob", false)), refused("channel has its 1 members"));
+    assert!(bench.say(&join("open", "bob", true))[0].contains("ok"));
+    let track = r#"["1","2","open","presence",{"type":"presence","event":"track","payload":{}}]"#;
+    assert!(bench.say(track)[0].contains("channel has its 1 members"));
+    assert!(bench.say(&join("open", "ada", false)).iter().any(|effect| effect.starts_with("track open ada")));
+    // Who is in may show what it likes.
+    assert!(bench.say(track).iter().any(|effect| effect.contains("ok")));
+}

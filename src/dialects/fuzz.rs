@@ -9,6 +9,7 @@ use crate::fuzz::{JSON, damaged, damaged_text, fuzz};
 
 const FRAMES: &[&[u8]] = &[
     br#"["1","2","room:1","phx_join",{"user_id":"ada","meta":{"name":"Ada","n":[1,2,{"x":null}]},"observe":false}]"#,
+    br#"["1","2","room:1","phx_join",{"user_id":"ada","resume":"a key of eight bytes or more"}]"#,
     br#"[null,"3","phoenix","heartbeat",{}]"#,
     br#"["1","4","room:1","phx_leave",{}]"#,
     br#"["1","5","room:1","presence",{"type":"presence","event":"track","payload":{"status":"busy"}}]"#,

@@ -7,10 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::AppState;
+use crate::channel::SeatsOf;
 use crate::cluster::{Explained, RedisState, wall_clock};
 use crate::json;
-use crate::presence::NodeId;
+use crate::presence::{Entry, NodeId, Seat};
+
+/// How long a channel may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One connection in one channel, as far as anything is known of it.
 #[derive(Clone, Debug)]
@@ -54,8 +60,8 @@ pub async fn write(out: &mut Vec<u8>, state: &AppState, user: &str) {
     // By ref: a roster names a seat that was taken over by where it was first.
     let mut known: BTreeMap<(Arc<str>, String), Known> = BTreeMap::new();
     let mut here = BTreeSet::new();
-    for (channel, roster) in state.rosters.all() {
-        for (seat, entry) in roster.snapshot.member(user).into_iter().flat_map(|member| &member.seats) {
+    for (channel, seats) in seats_here(state, user, &mut here).await {
+        for (seat, entry) in seats {
             let one = Known {
                 node: seat.node,
                 meta: Arc::clone(&entry.meta),
@@ -67,7 +73,6 @@ pub async fn write(out: &mut Vec<u8>, state: &AppState, user: &str) {
             };
             known.insert((Arc::clone(&channel), entry.r#ref.as_str().to_owned()), one);
         }
-        here.insert(channel);
     }
     let nodes = known.values().map(|one| one.node).collect();
     let (read, redis) = match state.cluster.explain(user, nodes).await {
@@ -86,7 +91,7 @@ pub async fn write(out: &mut Vec<u8>, state: &AppState, user: &str) {
             in_roster,
             in_redis: true,
         });
-        one.node = place.node;
+        (one.node, one.waiting) = (place.node, one.waiting.or(place.entry.waiting));
         (one.beat_ago, one.in_redis) = (Some(place.beat_ago), true);
     }
     let now = wall_clock();
@@ -140,6 +145,35 @@ pub async fn write(out: &mut Vec<u8>, state: &AppState, user: &str) {
         out.extend_from_slice(one.meta.as_bytes());
         out.push(b'}');
     });
+}
+
+/// The user's connections in the channels that live here, which are noted in `here`. Each channel in which the
+/// user is shown is asked, for it knows more than it has published; one that is busy answers with that.
+async fn seats_here(
+    state: &AppState,
+    user: &str,
+    here: &mut BTreeSet<Arc<str>>,
+) -> Vec<(Arc<str>, Vec<(Seat, Arc<Entry>)>)> {
+    let name: Arc<str> = user.into();
+    let mut asking = Vec::new();
+    for (channel, roster) in state.rosters.all() {
+        if let Some(member) = roster.snapshot.member(user) {
+            let asked = state
+                .registry
+                .find(&channel)
+                .map(|actor| actor.send(SeatsOf { user: Arc::clone(&name) }).timeout(PATIENCE));
+            let (channel, published) = (Arc::clone(&channel), member.seats.clone());
+            asking.push(async move {
+                let answer = match asked {
+                    Some(asked) => asked.await.ok(),
+                    None => None,
+                };
+                (channel, answer.unwrap_or(published))
+            });
+        }
+        here.insert(channel);
+    }
+    join_all(asking).await
 }
 
 /// Why the connection counts, in plain words.

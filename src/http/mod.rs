@@ -24,10 +24,10 @@ use actix_web::http::header::{HeaderName, ORIGIN};
 use actix_web::{HttpResponse, Resource, guard as guards, web};
 
 use crate::admission::{Admission, origin_allowed};
-use crate::channel::Rosters;
+use crate::channel::{Registry, Rosters};
 use crate::cluster::Cluster;
 use crate::config::{Config, Origins};
-use crate::health::Problem as Trouble;
+use crate::health::Trouble;
 use crate::hub::Hubs;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::metrics::Metrics;
@@ -46,6 +46,8 @@ const CORS_MAX_AGE: usize = 3_600;
 pub struct AppState {
     pub config: Arc<Config>,
     pub rosters: Rosters,
+    /// To ask channels what they have not published.
+    pub registry: Registry,
     pub cluster: Cluster,
     /// What other nodes hold, read through a short-lived cache.
     pub remote: Remote,

@@ -25,8 +25,19 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
     let metrics = Arc::new(Metrics::new());
     let sessions = SessionManager::new(None, config.session_ttl);
     let cluster = Cluster::Local(LocalCluster::new(config.last_seen_ttl));
+    let node = NodeId::random();
+    let rosters = Rosters::default();
+    let shared = crate::channel::Shared {
+        ids: Ids::new(node),
+        grace: config.grace,
+        heartbeat: config.presence_ttl / 3,
+        rosters: rosters.clone(),
+        cluster: cluster.clone(),
+        metrics: Arc::clone(&metrics),
+    };
     web::Data::new(AppState {
-        rosters: Rosters::default(),
+        registry: Registry::new(Arc::new(shared), vec![actix::Arbiter::current()]),
+        rosters,
         remote: Remote::new(cluster.clone(), Arc::clone(&metrics)),
         cluster,
         sessions: sessions.clone(),
@@ -43,7 +54,7 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
         config,
         metrics,
         lifecycle: Arc::new(Lifecycle::default()),
-        node: NodeId::random(),
+        node,
     })
 }
 

@@ -25,7 +25,7 @@ use crate::channel::{
     Alive, Channel, Detach, Dropped, HubLink, Meter, Published, Registry, Rosters, Track, Untrack, Update,
 };
 use crate::dialects::{self, WireFormat};
-use crate::health::Problem;
+use crate::health::Trouble;
 use crate::metrics::Metrics;
 use crate::presence::{Ref, ResumeKey};
 use crate::reject::Close;
@@ -297,7 +297,7 @@ impl Hub {
     fn overflowed(&mut self, id: ConnId) {
         if self.connections.contains_key(&id) {
             self.metrics.slow_readers.inc();
-            self.metrics.health.set(Problem::SlowReaders, "");
+            self.metrics.health.set(Trouble::SlowReaders, "");
             tracing::debug!(connection = id, "closing a connection that does not read");
             self.disconnect(id);
         }

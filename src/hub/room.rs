@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::Hub;
-use crate::health::Problem;
+use crate::health::Trouble;
 use crate::reject::Reject;
 
 /// What a connection asks before it joins.
@@ -20,7 +20,7 @@ impl Room for RefCell<Hub> {
         let hub = self.borrow();
         let rules = hub.rules;
         if !hub.channels.contains_key(channel) && !hub.registry.has_room_for(channel, rules.node_channels) {
-            hub.metrics.health.set(Problem::ChannelsFull, "");
+            hub.metrics.health.set(Trouble::ChannelsFull, "");
             return Err(Reject::TooManyOnNode);
         }
         if let Some(user) = user
@@ -29,7 +29,7 @@ impl Room for RefCell<Hub> {
             && published.snapshot.online() >= rules.channel_members
             && published.snapshot.member(user).is_none()
         {
-            hub.metrics.health.set(Problem::MembersFull, channel);
+            hub.metrics.health.set(Trouble::MembersFull, channel);
             return Err(Reject::ChannelFull(rules.channel_members));
         }
         Ok(())

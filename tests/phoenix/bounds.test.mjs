@@ -348,6 +348,41 @@ describe("floods and storms", () => {
   })
 })
 
+describe("diffs larger than all the room there is", () => {
+  let node
+  before(async () => (node = await startNode({ ROLLCALL_MAX_OUTPUT_BYTES: "65536", ROLLCALL_MAX_PRESENCE_RATE: "1000", ROLLCALL_MAX_PRESENCE_BURST: "1000" })))
+  after(() => node?.stop())
+  afterEach(closeAll)
+
+  // 60 metas of 4 KB that change at once are a diff of half a megabyte, eight times the limit.
+  test("cut nobody off who reads, also some in a row", { timeout: 60_000 }, async () => {
+    const room = fresh()
+    const [members, rounds] = [60, 4]
+    const raws = []
+    for (let i = 0; i < members; i++) {
+      const raw = await connectRaw(node)
+      raws.push({ raw, ref: (await raw.join(room, { user_id: `u${i}` })).ref })
+    }
+    await counted(node, room, members)
+    for (let round = 1; round <= rounds; round++) {
+      for (const { raw, ref } of raws) {
+        raw.frames.length = 0
+        raw.send(ref, `r${round}`, room, "presence", { type: "presence", event: "track", payload: { round, blob: "x".repeat(3900) } })
+      }
+      const seen = (raw) => {
+        const told = new Set()
+        for (const { payload } of raw.got(room, "presence_diff")) {
+          for (const [user, { metas }] of Object.entries(payload.joins)) if (metas.some((meta) => meta.round === round)) told.add(user)
+        }
+        return told.size
+      }
+      await until(() => raws.every(({ raw }) => raw.ended || seen(raw) === members), `round ${round} reached all`, 20_000, () => raws.map(({ raw }) => seen(raw)))
+    }
+    assert.deepEqual(raws.filter(({ raw }) => raw.ended).length, 0, "all are still there")
+    assert.equal(await metric(node, "slow_readers_total"), 0)
+  })
+})
+
 describe("draining", () => {
   let node
   afterEach(async () => {

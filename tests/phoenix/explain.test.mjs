@@ -82,6 +82,24 @@ describe("why a user is online", () => {
     }
   })
 
+  test("a socket that ended is kept for the grace, and both nodes say until when", async () => {
+    const [room, user] = [fresh("room"), fresh("user")]
+    const witness = await joinAs(a, room, "witness")
+    const raw = await connectRaw(b)
+    raw.socket.on("error", () => {})
+    await raw.join(room, { user_id: user })
+    await until(() => witness.sees("witness", user), "it is seen")
+    raw.socket._socket.resetAndDestroy()
+    const holder = (await ready(b)).node
+    for (const node of [a, b]) {
+      const one = await until(async () => (await explain(node, user)).explain.find((one) => one.waiting_since), "it waits", 4000, () => explain(node, user))
+      assert.match(one.reason, new RegExp(`^its socket on node ${holder} ended; kept for the grace until 2`))
+      assert.ok(one.grace_left_ms > 0 && one.grace_left_ms <= 5000, `${one.grace_left_ms}`)
+      assert.ok(Math.abs(Date.parse(one.waiting_since) + 5000 - Date.now() - one.grace_left_ms) < 1500, `${one.waiting_since} ${one.grace_left_ms}`)
+    }
+    await until(() => witness.sees("witness"), "then it is gone", 10_000, witness.users)
+  })
+
   test("a killed node's member: within the lease it is told whose it is and when it will be gone", async () => {
     const [room, user] = [fresh("room"), fresh("ghost")]
     const witness = await joinAs(a, room, "witness")

@@ -44,6 +44,8 @@ const drop = (me) => {
 /** `user` is in the room, seen by all; from then on whoever watches notes what it is told. */
 async function seen(watchers, node, room, user, options) {
   const me = await joinAs(node, room, user, options)
+  // A session says who it is; the roster comes after the reply.
+  if (!user) await until(() => me.users().length > 0, "the roster")
   user ??= me.users()[0]
   for (const watcher of watchers) await until(() => watcher.sees(user), `${user} is seen`, 5000, watcher.users)
   for (const watcher of watchers) watcher.diffs.length = 0

@@ -7,6 +7,9 @@ import { closeAll, connectRaw, counted, fresh, holds, joinAs, member, same, unti
 import { startRedis } from "./redis.mjs"
 import { startNode } from "./server.mjs"
 
+/** How many sockets a node has. */
+const sockets = async (node) => Number(/^rollcall_connections (\d+)/m.exec((await node.get("/metrics")).text)[1])
+
 const VERSIONS = ["1.0.0", "2.0.0"]
 const FRAMES = { "1.0.0": { query: { vsn: "1.0.0" }, form: "object" }, "2.0.0": {} }
 
@@ -116,7 +119,10 @@ for (const nodes of [1, 2]) {
         await until(() => watcher.sees("ada", "watcher"), "ada is seen")
         const refs = watcher.refs("ada")
         const seen = watcher.diffs.length
+        const open = await sockets(a)
         ada.vanish()
+        // Without a key she can only be known to be back when she is known to have gone.
+        await until(async () => (await sockets(a)) < open, "her socket's end is noticed")
         const reloaded = await join(a, room, "ada", { meta: { name: "Ada" } })
         await until(() => reloaded.sees("ada", "watcher"), "she has the roster")
         await holds(() => watcher.diffs.length === seen, "nobody is shown anything", 2500, () => watcher.diffs.slice(seen))

@@ -34,6 +34,10 @@ describe("a cluster of three primaries with a replica each", () => {
     const rooms = Array.from({ length: 60 }, (_, i) => `${prefix}/${i}`)
     await Promise.all(rooms.flatMap((room) => [joinAs(a, room, "ada"), joinAs(b, room, "bo {x}")]))
     for (const node of [a, b]) await Promise.all(rooms.map((room) => counted(node, room, 2)))
+    // Each connection's key is on another server than its node's lease.
+    const { json: why } = await a.get("/v1/users/ada/presence?explain=true", { Authorization: `Bearer ${SERVICE}` })
+    const told = why.explain.filter((one) => rooms.includes(one.channel))
+    assert.deepEqual([told.length, told.every((one) => one.last_heartbeat && one.lease_left_ms > 0)], [60, true])
     const owners = new Set()
     for (const room of rooms) {
       owners.add((await redis.owner(usersKey(room))).id)
