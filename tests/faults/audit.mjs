@@ -63,7 +63,7 @@ export class Audit {
 
   #leaves(view, epoch, seat, { times, refTimes, heirs }) {
     for (const { out } of times) {
-      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir)) || this.#mayHaveBeenTakenOver(seat, out, epoch.node)) continue
+      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir)) || this.#mayHaveBeenTakenOver(seat, out, epoch.node) || this.#maySwap(seat, heirs, out)) continue
       const why = out === null ? null : this.#falseLeave(seat, out, epoch.node)
       if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})${this.#others(seat, out)}`)
     }
@@ -107,6 +107,14 @@ export class Audit {
     return [...this.truth.seats.values()].some(isHeir)
   }
 
+  /**
+   * Two connections of one user without keys may claim the same waiting seat on two nodes that hear of each other
+   * late; one of them is seated anew then. The user stays all the time.
+   */
+  #maySwap({ keyed, spans }, heirs, when) {
+    return !keyed && heirs.length > 0 && spans.some(({ node }) => this.truth.due(when, 0, node, null).disturbed)
+  }
+
   /** The other connections of the same user about then, for whoever reads a fault. */
   #others({ channel, user, tag }, about) {
     const near = ({ begun, ended }) => begun <= about && (ended?.at ?? Infinity) >= about - 3000
@@ -137,7 +145,7 @@ export class Audit {
     })
   }
 
-  #joins(view, epoch, seat, { times }) {
+  #joins(view, epoch, seat, { times, heirs }) {
     for (const one of times) {
       const span = seat.spans.findLast(({ begun }) => begun <= one.in)
       if (!span) this.#fault(view, `${at(one.in)} join of ${seat.tag} before it joined`)
@@ -146,7 +154,7 @@ export class Audit {
     // for a moment. Not longer than a ghost may be shown.
     const moved = seat.spans.find(({ node }) => node !== seat.spans.at(-1).node)
     const mayFlash = (when) => moved && this.truth.due(when, 0, moved.node, epoch.node).disturbed
-    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in) && !mayFlash(one.in))
+    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in) && !mayFlash(one.in) && !this.#maySwap(seat, heirs, one.in))
     const returns = seat.spans.filter(({ begun }) => begun > (times[0]?.in ?? 0)).length
     if (again.length > returns) this.#fault(view, `${at(again[0].in)} ${seat.tag} joined ${again.length} times more, and came back ${returns} times (${spans(seat)}; shown ${times.map((one) => `${at(one.in)}${one.out ? at(one.out) : ""}`).join("; ")})${this.#others(seat, again[0].in)}`)
   }
