@@ -43,6 +43,8 @@ pub enum Write {
     Beat { channel: Arc<str>, version: u64, seats: Seats },
     /// The channel has ended here: what stands of this node goes, up to `version`.
     Close { channel: Arc<str>, version: u64 },
+    /// What stands of a dead node in a channel goes, up to `version`.
+    Clear { channel: Arc<str>, node: NodeId, version: u64 },
     /// In which channels has this node written?
     List { contact: u64 },
     /// Everything of this contact has been queued before.
@@ -56,14 +58,15 @@ impl Write {
             Self::Changes { channel, .. }
             | Self::Again { channel, .. }
             | Self::Beat { channel, .. }
-            | Self::Close { channel, .. } => Some(channel),
+            | Self::Close { channel, .. }
+            | Self::Clear { channel, .. } => Some(channel),
             Self::Lease { .. } | Self::Renew { .. } | Self::List { .. } | Self::Barrier { .. } => None,
         }
     }
 
     /// Whether it comes again by itself, so that nothing stays unwritten when it is dropped.
     fn comes_again(&self) -> bool {
-        matches!(self, Self::Beat { .. } | Self::Renew { .. })
+        matches!(self, Self::Beat { .. } | Self::Renew { .. } | Self::Clear { .. })
     }
 }
 

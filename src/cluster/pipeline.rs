@@ -99,6 +99,9 @@ impl Encoded {
                 self.script(&clearing(bus, bus.node, channel, *version));
                 self.pipeline.cmd("SREM").arg(keys::channels(bus.node)).arg(&**channel).ignore();
             }
+            Write::Clear { channel, node, version } => {
+                self.script(&clearing(bus, *node, channel, *version));
+            }
             Write::List { .. } => {
                 let mut members = redis::cmd("SMEMBERS");
                 members.arg(keys::channels(bus.node));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::bus::Bus;
+use super::contact::Write;
 use super::pipeline::is_settled_in;
 use super::reading::{Found, Unchecked};
 use super::{Away, Occupancy, UserPresence, keys, scripts, wire};
@@ -41,7 +42,10 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     let found = Found { settled, parts: rows.parts };
     let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
     let alive = alive(bus, unchecked.strangers()).await?;
-    let reading = unchecked.check(&alive);
+    let (reading, dead) = unchecked.check(&alive);
+    for (node, version) in dead {
+        bus.write(Write::Clear { channel: channel.into(), node, version });
+    }
     bus.note_nodes(reading.parts.keys());
     Ok(reading)
 }

@@ -21,6 +21,8 @@ pub struct Found {
 pub struct Unchecked {
     reading: Reading,
     strangers: Vec<NodeId>,
+    /// Parts of nodes that are known to be dead, with their versions.
+    dead: Vec<(NodeId, u64)>,
 }
 
 impl Unchecked {
@@ -31,13 +33,15 @@ impl Unchecked {
         mut found: Found,
         is_buried: impl Fn(NodeId) -> bool,
     ) -> Self {
+        let buried = found.parts.iter().filter(|(node, _)| is_buried(**node));
+        let dead = buried.map(|(node, part)| (*node, part.version)).collect();
         found.parts.retain(|node, _| !is_buried(*node));
         // Of the dead, nothing is left to come either.
         let settled =
             asked.keys().copied().filter(|node| is_buried(*node) || found.settled.contains(node)).collect();
         let is_strange = |node: &NodeId| *node != me && !asked.contains_key(node);
         let strangers = found.parts.keys().copied().filter(is_strange).collect();
-        Self { reading: Reading { parts: found.parts, settled, asked }, strangers }
+        Self { reading: Reading { parts: found.parts, settled, asked }, strangers, dead }
     }
 
     /// The nodes that are news: of those only the living count.
@@ -45,10 +49,17 @@ impl Unchecked {
         &self.strangers
     }
 
-    /// The reading, of whose strangers `alive` hold a lease.
-    pub fn check(mut self, alive: &BTreeSet<NodeId>) -> Reading {
-        let strangers = self.strangers;
-        self.reading.parts.retain(|node, _| !strangers.contains(node) || alive.contains(node));
-        self.reading
+    /// The reading, of whose strangers `alive` hold a lease; and what dead nodes have left behind, by their
+    /// versions: it is to be cleared, since whoever cleans up after a node may not know of it any more.
+    pub fn check(mut self, alive: &BTreeSet<NodeId>) -> (Reading, Vec<(NodeId, u64)>) {
+        let (strangers, mut dead) = (self.strangers, self.dead);
+        self.reading.parts.retain(|node, part| {
+            let counts = !strangers.contains(node) || alive.contains(node);
+            if !counts {
+                dead.push((*node, part.version));
+            }
+            counts
+        });
+        (self.reading, dead)
     }
 }

@@ -660,13 +660,15 @@ impl SimNode {
             (Ask::Read { to, asked, attempt }, Answer::Found(found)) => {
                 let unchecked = self.unchecked(&asked, &found);
                 if unchecked.strangers().is_empty() {
-                    self.was_read(to, unchecked.check(&BTreeSet::new()), out);
+                    let (reading, dead) = unchecked.check(&BTreeSet::new());
+                    self.was_read(to, reading, dead, out);
                 } else {
                     out.asks.push((Ask::Check { to, found, asked, attempt }, POOL_LIMIT));
                 }
             }
             (Ask::Check { to, found, asked, .. }, Answer::Nodes(alive)) => {
-                self.was_read(to, self.unchecked(&asked, &found).check(&alive), out);
+                let (reading, dead) = self.unchecked(&asked, &found).check(&alive);
+                self.was_read(to, reading, dead, out);
             }
             (Ask::Lock { dead }, Answer::Locked(true)) => {
                 out.asks.push((Ask::ChannelsOf { dead }, POOL_LIMIT));
@@ -729,7 +731,11 @@ impl SimNode {
         }
     }
 
-    fn was_read(&mut self, to: To, reading: Reading, out: &mut Out) {
+    fn was_read(&mut self, to: To, reading: Reading, dead: Vec<(NodeId, u64)>, out: &mut Out) {
+        for (node, version) in dead {
+            self.contact.write(Write::Clear { channel: Arc::clone(&to.channel), node, version });
+        }
+        self.pass_on(out);
         reading.parts.keys().for_each(|node| self.nodes.note(*node));
         out.to_channels.push((to, ToChannel::Told(Told::Read(Some(reading)))));
     }

@@ -140,6 +140,7 @@ impl Store {
                     list.value.remove(channel);
                 }
             }
+            Write::Clear { channel, node, version } => self.clear(*node, channel, *version, now),
             Write::List { .. } => {
                 let listed = self.lists.get(&node).map(|list| list.value.iter().cloned().collect());
                 return (Reply::Listed(listed.unwrap_or_default()), Vec::new());

