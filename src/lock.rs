@@ -21,6 +21,8 @@ use crate::config::Secret;
 use crate::keys;
 use crate::redis_pool::{RedisError, RedisPool};
 
+/// By so much more than its TTL a lock is waited for: Redis' clock moves in steps, and is not ours.
+const CLOCKS_DIFFER: Duration = Duration::from_millis(10);
 /// The pause between two tries lies around a fiftieth of the TTL, within these.
 const PAUSE_RANGE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 
@@ -82,7 +84,7 @@ impl DistributedLock {
     /// # Errors
     /// See [`LockError`]; an error ends the waiting.
     pub async fn acquire(&mut self) -> Result<bool, LockError> {
-        let deadline = Instant::now() + self.ttl;
+        let deadline = Instant::now() + self.ttl + CLOCKS_DIFFER;
         loop {
             if self.try_acquire().await? {
                 return Ok(true);
@@ -91,7 +93,7 @@ impl DistributedLock {
             if now >= deadline {
                 return Ok(false);
             }
-            // The last try comes at the deadline, when a holder's own TTL is over as well.
+            // The last try comes at the deadline, when the TTL of whoever held it before is over as well.
             tokio::time::sleep_until(deadline.min(now + self.pause()?)).await;
         }
     }
