@@ -12,7 +12,8 @@ use super::{Entry, Seat};
 #[derive(Debug, Default)]
 pub struct Claims {
     all: Vec<(Seat, Arc<Entry>)>,
-    /// The holder of this turn has left: lower claims are late, and are not shown again.
+    /// The holder of this turn has left: lower claims are late, and are not shown again. Another of the same
+    /// turn is somebody else, who took the same seat at the same moment.
     closed: Option<u32>,
 }
 
@@ -24,7 +25,7 @@ impl Claims {
 
     /// The claim that viewers see.
     pub fn shown(&self) -> Option<&(Seat, Arc<Entry>)> {
-        self.highest().filter(|(_, entry)| self.closed.is_none_or(|turn| entry.turn() > turn))
+        self.highest().filter(|(_, entry)| self.closed.is_none_or(|turn| entry.turn() >= turn))
     }
 
     /// The claim that counts; the other ones are outdone.

@@ -106,7 +106,6 @@ describe("a node dies or looks dead", { concurrency: 3 }, () => {
 
   test(
     "a killed node whose list of channels Redis has lost is cleaned up all the same",
-    { todo: "a dead node's field stays in the hash of a user who is connected elsewhere too: nobody looks for it" },
     inWorld({ nodes: 3, churn: false }, async (world) => {
       const [, , c] = world.nodes
       // As after a snapshot is restored in which that list had expired, and what others keep alive had not.
