@@ -151,6 +151,8 @@ struct Client {
     user: Arc<str>,
     /// Where it is connected: the node, its hub, the connection, the channel.
     at: Option<(Place, usize, u64, usize)>,
+    /// The channel that it joined last.
+    room: usize,
     /// Half of the clients have a resume key.
     key: Option<ResumeKey>,
     meta: u64,
@@ -253,6 +255,7 @@ impl World {
             user: format!("user-{}", index % 4).into(),
             at: None,
             key: (index % 2 == 1).then(|| ResumeKey::new(&format!("user-{}", index % 4), &index.to_string())),
+            room: 0,
             meta: 0,
             shown_since: 0,
             ended: BTreeMap::new(),
@@ -742,7 +745,10 @@ impl World {
         let me = &mut self.clients[client];
         me.at = Some((place, hub, connection, channel));
         me.returned = None;
-        let ended = me.ended.get(&me.meta).filter(|_| comes_back && me.meta > 0).copied();
+        // Into another channel it does not come back, it comes.
+        let comes_back = comes_back && me.meta > 0 && me.room == channel;
+        me.room = channel;
+        let ended = me.ended.get(&me.meta).filter(|_| comes_back).copied();
         match ended {
             Some((left, how, _)) if me.key.is_some() || how == End::Dropped => {
                 me.ended.remove(&me.meta);
