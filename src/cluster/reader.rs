@@ -41,7 +41,7 @@ pub async fn read(bus: &Bus, channel: &str, asked: HashMap<NodeId, u64>) -> Resu
     let settled = settled.map(|(_, node)| *node).collect();
     let found = Found { settled, parts: rows.parts };
     let unchecked = Unchecked::new(bus.node, asked, found, |node| bus.is_buried(node));
-    let alive = alive(bus, unchecked.strangers()).await?;
+    let alive = alive(bus, &unchecked.doubtful()).await?;
     let (reading, dead) = unchecked.check(&alive);
     for (node, version) in dead {
         bus.write(Write::Clear { channel: channel.into(), node, version });

@@ -21,8 +21,8 @@ pub struct Found {
 pub struct Unchecked {
     reading: Reading,
     strangers: Vec<NodeId>,
-    /// Parts of nodes that are known to be dead, with their versions.
-    dead: Vec<(NodeId, u64)>,
+    /// Parts of nodes that are thought dead, with their versions. They do not count, whether one is back or not.
+    buried: Vec<(NodeId, u64)>,
 }
 
 impl Unchecked {
@@ -34,25 +34,28 @@ impl Unchecked {
         is_buried: impl Fn(NodeId) -> bool,
     ) -> Self {
         let buried = found.parts.iter().filter(|(node, _)| is_buried(**node));
-        let dead = buried.map(|(node, part)| (*node, part.version)).collect();
+        let buried = buried.map(|(node, part)| (*node, part.version)).collect();
         found.parts.retain(|node, _| !is_buried(*node));
         // Of the dead, nothing is left to come either.
         let settled =
             asked.keys().copied().filter(|node| is_buried(*node) || found.settled.contains(node)).collect();
         let is_strange = |node: &NodeId| *node != me && !asked.contains_key(node);
         let strangers = found.parts.keys().copied().filter(is_strange).collect();
-        Self { reading: Reading { parts: found.parts, settled, asked }, strangers, dead }
+        Self { reading: Reading { parts: found.parts, settled, asked }, strangers, buried }
     }
 
-    /// The nodes that are news: of those only the living count.
-    pub fn strangers(&self) -> &[NodeId] {
-        &self.strangers
+    /// The nodes of which it must be known whether they live: those that are news, of which only the living
+    /// count, and those that are thought dead, of which only the dead are cleaned up after.
+    pub fn doubtful(&self) -> Vec<NodeId> {
+        self.strangers.iter().copied().chain(self.buried.iter().map(|(node, _)| *node)).collect()
     }
 
-    /// The reading, of whose strangers `alive` hold a lease; and what dead nodes have left behind, by their
+    /// The reading, of whose doubtful nodes `alive` hold a lease; and what dead nodes have left behind, by their
     /// versions: it is to be cleared, since whoever cleans up after a node may not know of it any more.
     pub fn check(mut self, alive: &BTreeSet<NodeId>) -> (Reading, Vec<(NodeId, u64)>) {
-        let (strangers, mut dead) = (self.strangers, self.dead);
+        let strangers = self.strangers;
+        let mut dead = self.buried;
+        dead.retain(|(node, _)| !alive.contains(node));
         self.reading.parts.retain(|node, part| {
             let counts = !strangers.contains(node) || alive.contains(node);
             if !counts {

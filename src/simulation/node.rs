@@ -659,7 +659,7 @@ impl SimNode {
             }
             (Ask::Read { to, asked, attempt }, Answer::Found(found)) => {
                 let unchecked = self.unchecked(&asked, &found);
-                if unchecked.strangers().is_empty() {
+                if unchecked.doubtful().is_empty() {
                     let (reading, dead) = unchecked.check(&BTreeSet::new());
                     self.was_read(to, reading, dead, out);
                 } else {
