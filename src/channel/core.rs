@@ -75,7 +75,7 @@ impl ChannelCore {
                     return Noticed::Gap;
                 }
             }
-            Told::Read(reading) => self.state.merge(reading),
+            Told::Read(reading) => self.state.merge(reading, now),
             Told::ReadAgain => self.state.read_again(),
             Told::WriteAgain => {
                 self.write_again();
@@ -108,6 +108,7 @@ impl ChannelCore {
     pub fn settle(&mut self, audience: Audience, now: Instant) -> Vec<Effect> {
         self.state.end_grace(now);
         self.state.audit(now);
+        self.state.read_rest(now);
         let mut effects = std::mem::take(&mut self.asked);
         effects.extend(self.state.take_outputs().into_iter().map(|output| match output {
             Output::Announce(batch, digest) => Effect::Announce(batch, digest),

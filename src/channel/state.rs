@@ -28,6 +28,10 @@ const CLOSED_FOR: Duration = Duration::from_secs(20);
 /// How long an announcement may be on its way that a heartbeat has already told of.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
+/// How long to wait before what could not be read is read again: at first, and at last. The longest is a
+/// heartbeat, which would find it too.
+const READ_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(20));
+
 /// Something that must be done outside.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
@@ -76,6 +80,14 @@ struct CatchingUp {
     overflowed: bool,
 }
 
+/// What a reading left open: it failed, or nodes that were just writing did not stand there.
+#[derive(Debug)]
+struct Unread {
+    at: Instant,
+    /// The parts that were not found, with what is known of them; none if nothing was.
+    parts: Option<Vec<(NodeId, u64)>>,
+}
+
 /// A part that differed from what its node states.
 #[derive(Debug)]
 struct Suspect {
@@ -115,6 +127,9 @@ pub struct ChannelState {
     /// When the oldest pending change of this node's own happened.
     oldest: Option<Instant>,
     catching_up: Option<CatchingUp>,
+    unread: Option<Unread>,
+    /// How long to wait before the next of the readings that settle nothing.
+    read_after: Duration,
     /// What a heartbeat found to differ, and when to look again.
     suspicion: Option<(Instant, Vec<Suspect>)>,
     /// Parts of other nodes that are read anew because they differ, with what was shown of them.
@@ -141,6 +156,8 @@ impl ChannelState {
             pending: Pending::default(),
             oldest: None,
             catching_up: None,
+            unread: None,
+            read_after: READ_AFTER.0,
             suspicion: None,
             distrusted: Vec::new(),
             audit: Audit::default(),
@@ -211,11 +228,13 @@ impl ChannelState {
         }
     }
 
-    /// When [`ChannelState::end_grace`] or [`ChannelState::audit`] has something to do next.
+    /// When [`ChannelState::end_grace`], [`ChannelState::audit`] or [`ChannelState::read_rest`] has something
+    /// to do next.
     pub fn next_time(&self) -> Option<Instant> {
         let closed = self.closed.front().map(|(until, _)| *until);
         let suspicion = self.suspicion.as_ref().map(|(at, _)| *at);
-        self.grace.next().into_iter().chain(closed).chain(suspicion).min()
+        let unread = self.unread.as_ref().map(|unread| unread.at);
+        self.grace.next().into_iter().chain(closed).chain(suspicion).chain(unread).min()
     }
 
     /// Frees all own seats, those in grace included: the node is going away.
@@ -270,10 +289,11 @@ impl ChannelState {
         }
     }
 
-    /// Takes in a reading, or `None` when the store could not be read: then what is known here is
-    /// shown, and the next contact with the store asks again.
-    pub fn merge(&mut self, reading: Option<Reading>) {
+    /// Takes in a reading, or `None` when the store could not be read: then what is known here is shown, and
+    /// [`ChannelState::read_rest`] asks again.
+    pub fn merge(&mut self, reading: Option<Reading>, now: Instant) {
         let Some(catching_up) = self.catching_up.take() else { return };
+        self.note_unread(reading.as_ref(), now);
         if let Some(reading) = reading {
             let changes = self.roster.merge(reading);
             self.count_repairs();
@@ -287,6 +307,35 @@ impl ChannelState {
             }
         }
         self.go_live();
+    }
+
+    /// Notes what `reading` leaves open.
+    fn note_unread(&mut self, reading: Option<&Reading>, now: Instant) {
+        let parts = reading.map(|reading| {
+            let known = self.roster.known();
+            let open = |node: NodeId| {
+                let asked = *reading.asked.get(&node)?;
+                let is_found = reading.parts.contains_key(&node) || reading.settled.contains(&node);
+                (!is_found && known.get(&node) == Some(&asked)).then_some((node, asked))
+            };
+            self.roster.peers().filter_map(open).collect::<Vec<_>>()
+        });
+        if parts.as_ref().is_some_and(Vec::is_empty) {
+            (self.unread, self.read_after) = (None, READ_AFTER.0);
+        } else {
+            self.unread = Some(Unread { at: now + self.read_after, parts });
+            self.read_after = (self.read_after * 2).min(READ_AFTER.1);
+        }
+    }
+
+    /// Reads again what could not be read, if it is time and nothing was heard of it meanwhile.
+    pub fn read_rest(&mut self, now: Instant) {
+        let Some(unread) = self.unread.take_if(|unread| unread.at <= now) else { return };
+        let known = self.roster.known();
+        let is_open = |(node, version): &(NodeId, u64)| known.get(node) == Some(version);
+        if unread.parts.is_none_or(|parts| parts.iter().any(is_open)) {
+            self.read_again();
+        }
     }
 
     /// Compares what the nodes state of their parts with what is known here. What differs is looked at again

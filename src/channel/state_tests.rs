@@ -40,6 +40,10 @@ impl Bench {
         self.state.audit(self.now + ON_ITS_WAY);
     }
 
+    fn merge(&mut self, reading: impl Into<Option<Reading>>) {
+        self.state.merge(reading.into(), self.now);
+    }
+
     /// What viewers are told, as (joined, updated, left).
     fn told(&mut self) -> (usize, usize, usize) {
         let (diff, _) = self.state.take_diff();
@@ -192,7 +196,7 @@ fn a_gap_is_read_once_and_what_came_meanwhile_is_heard_after() {
     let part = early.parts.get_mut(&node).unwrap();
     part.version = words[2].to;
     part.seats.retain(|_, entry| &*entry.user != "dan");
-    b.state.merge(Some(early));
+    b.merge(early);
     assert_eq!(b.users(), a.users());
     assert!(b.state.take_outputs().is_empty(), "nothing is missing any more");
     assert_eq!(b.told(), (4, 0, 0));
@@ -205,7 +209,7 @@ fn a_channel_that_could_not_be_read_shows_what_it_knows() {
     bench.track(1, "ada", "{}");
     bench.state.read_again();
     assert!(!bench.state.is_live());
-    bench.state.merge(None);
+    bench.merge(None);
     assert!(bench.state.is_live());
     assert_eq!(bench.users(), [("ada".into(), 1)]);
 }
@@ -216,10 +220,42 @@ fn a_reading_that_is_not_good_enough_is_followed_by_another() {
     bench.state.read_again();
     bench.state.read_again();
     assert_eq!(bench.state.take_outputs().len(), 1);
-    bench.state.merge(Some(Reading::default()));
+    bench.merge(Reading::default());
     assert_eq!(bench.state.take_outputs().len(), 1);
-    bench.state.merge(Some(Reading::default()));
+    bench.merge(Reading::default());
     assert!(bench.state.take_outputs().is_empty());
+}
+
+#[test]
+fn what_could_not_be_read_is_read_again_less_and_less_often() {
+    let (mut a, mut b) = two();
+    a.track(1, "ada", "{}");
+    b.state.read();
+    b.merge(reading_of(&a));
+    assert_eq!(b.state.next_time(), None, "all was found");
+    let mut waits = Vec::new();
+    for at in 0..8 {
+        b.state.read();
+        let _ = b.state.take_outputs();
+        // It fails, or a node that is writing does not stand there.
+        let asked = b.state.roster.known();
+        b.merge((at % 2 == 0).then(|| Reading { asked, ..Reading::default() }));
+        let next = b.state.next_time().unwrap();
+        waits.push((next - b.now).as_secs());
+        b.state.read_rest(next - Duration::from_millis(1));
+        assert!(b.state.take_outputs().is_empty());
+        b.state.read_rest(next);
+        assert_eq!(b.state.take_outputs(), [Output::Read(b.state.roster.known())]);
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 20, 20, 20]);
+    // What was heard meanwhile needs no reading.
+    b.merge(Reading { asked: b.state.roster.known(), ..Reading::default() });
+    a.track(2, "bo", "{}");
+    for batch in announced(&mut a) {
+        let _ = b.state.hear(a.state.ids.node(), batch);
+    }
+    b.state.read_rest(b.state.next_time().unwrap());
+    assert!(b.state.take_outputs().is_empty());
 }
 
 #[test]
@@ -229,7 +265,7 @@ fn a_heartbeat_finds_what_was_missed() {
     a.track(1, "ada", "{}");
     b.compare(&HashMap::from([(node, a.state.own().0)]));
     assert_eq!(b.state.take_outputs(), [Output::Read(HashMap::new())]);
-    b.state.merge(Some(reading_of(&a)));
+    b.merge(reading_of(&a));
     b.compare(&HashMap::from([(node, a.state.own().0)]));
     assert!(b.state.take_outputs().is_empty());
     // The node is known to have somebody, but its part is gone from the store.
@@ -245,14 +281,14 @@ fn what_was_missing_in_the_store_is_read_again_by_whoever_read_without_it() {
     let mut without = reading_of(&a);
     without.parts.values_mut().for_each(|part| part.seats.clear());
     b.state.read();
-    b.state.merge(Some(without));
+    b.merge(without);
     assert_eq!(a.state.still_taken(&[seats[0].0, 999]), 1);
     let (again, seats) = a.state.own_to_write();
     assert!(again > version && seats.len() == 1);
     let _ = b.state.take_outputs();
     b.compare(&HashMap::from([(a.state.ids.node(), again)]));
     assert_eq!(b.state.take_outputs().len(), 1);
-    b.state.merge(Some(reading_of(&a)));
+    b.merge(reading_of(&a));
     assert_eq!(b.users(), a.users());
 }
 
@@ -443,7 +479,7 @@ fn nobody_is_seated_before_it_is_known_who_waits() {
     b.state.untrack(1, b.now);
     b.state.dropped(2, 9, b.now);
     assert_eq!((b.state.own_seats(), announced(&mut b).len()), (0, 0));
-    b.state.merge(Some(reading_of(&a)));
+    b.merge(reading_of(&a));
     assert_eq!(b.state.own_seats(), 2);
     for word in announced(&mut b) {
         a.state.hear(b.state.ids.node(), word);
@@ -457,7 +493,7 @@ fn a_part_that_shows_something_else_than_its_node_states_is_read_anew_and_counte
     let (mut a, mut b) = two();
     a.track(1, "ada", "{}");
     b.state.read();
-    b.state.merge(Some(reading_of(&a)));
+    b.merge(reading_of(&a));
     let _ = b.state.take_outputs();
     let node = a.state.ids.node();
     let version = a.state.own().0;
@@ -474,7 +510,7 @@ fn a_part_that_shows_something_else_than_its_node_states_is_read_anew_and_counte
     let later = b.state.next_time().unwrap();
     b.state.audit(later);
     assert_eq!(b.state.take_outputs().len(), 1);
-    b.state.merge(Some(other));
+    b.merge(other);
     let audit = Audit { ghosts: 1, missing: 1, skipped: 0 };
     assert_eq!((b.state.take_audit(), b.state.take_audit()), (audit, Audit::default()));
     b.state.compare(&stated(part.digest()), b.now);

@@ -281,7 +281,7 @@ impl Bus {
     /// nodes to clean up after.
     pub fn judge(&self, listed: &BTreeSet<NodeId>, asked: &[NodeId], alive: BTreeSet<NodeId>) -> Vec<NodeId> {
         let mut inner = self.inner();
-        let contact = inner.contact.number();
+        let contact = inner.contact.standing();
         let now = Instant::now();
         let verdicts = inner.nodes.judge(listed, asked, alive, contact, now);
         self.metrics.health.is(Trouble::JudgementResting, inner.nodes.is_resting(now), "");

@@ -287,9 +287,9 @@ impl Contact {
         self.left
     }
 
-    /// The number of the latest contact.
-    pub fn number(&self) -> u64 {
-        self.number
+    /// The number of the contact that stands; none while Redis is away.
+    pub fn standing(&self) -> Option<u64> {
+        self.connected.then_some(self.number)
     }
 
     /// Whether everything own stands in Redis, as far as can be known.
@@ -488,18 +488,18 @@ mod tests {
         assert!(contact.doubt(), "the lease is gone");
         assert!(!contact.doubt(), "known");
         assert!(contact.replied(writes, vec![Reply::Lost]).lost);
-        assert_eq!(contact.number(), 2, "that was of the contact before");
+        assert_eq!(contact.standing(), Some(2), "that was of the contact before");
         carry_out(&mut contact);
         contact.write(change("a", 2, 3));
         let writes = contact.next_batch();
         contact.replied(writes, vec![Reply::Lost]);
-        assert_eq!((contact.number(), contact.is_settled()), (3, false));
+        assert_eq!((contact.standing(), contact.is_settled()), (Some(3), false));
         carry_out(&mut contact);
         let queued = (0..MAX_WRITES as u64 + 2).filter(|at| contact.write(change("a", *at, at + 1)));
         assert_eq!(queued.count(), MAX_WRITES);
         let writes = contact.next_batch();
         contact.replied(writes, vec![Reply::Done]);
-        assert_eq!(contact.number(), 4);
+        assert_eq!(contact.standing(), Some(4));
         assert!(contact.waiting() < 3, "all of it is written again");
     }
 

@@ -61,13 +61,13 @@ impl Nodes {
     }
 
     /// Of the nodes that were `asked` about ([`Nodes::to_ask`]), `alive` hold a lease; so it was found in
-    /// `contact`. `listed` are those that may have left things in Redis.
+    /// the writer's `contact`, which is none while it has none: then Redis may be another one since. `listed` are those that may have left things in Redis.
     pub fn judge(
         &mut self,
         listed: &BTreeSet<NodeId>,
         asked: &[NodeId],
         mut alive: BTreeSet<NodeId>,
-        contact: u64,
+        contact: Option<u64>,
         now: Instant,
     ) -> Vec<Verdict> {
         // A Redis without this node's lease judges nobody.
@@ -75,9 +75,11 @@ impl Nodes {
             self.rest(now);
             return vec![Verdict::Doubt];
         }
-        if std::mem::replace(&mut self.contact, contact) != contact {
-            self.rest(now);
+        match contact {
+            Some(contact) if contact == self.contact => {}
+            _ => self.rest(now),
         }
+        self.contact = contact.unwrap_or(self.contact);
         let mut verdicts = Vec::new();
         let back: Vec<NodeId> = alive.iter().filter(|node| self.buried.remove(node)).copied().collect();
         if !back.is_empty() {
@@ -136,33 +138,42 @@ mod tests {
         let mut nodes = Nodes::new(me, ttl, start);
         let (both, own) = (BTreeSet::from([me, other]), BTreeSet::from([me]));
         let later = start + ttl * 2;
-        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), 1, start), []);
-        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), BTreeSet::new(), 1, later), [Verdict::Doubt]);
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), Some(1), start), []);
         assert_eq!(
-            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 1, later),
+            nodes.judge(&both, &nodes.to_ask(&both), BTreeSet::new(), Some(1), later),
+            [Verdict::Doubt]
+        );
+        assert_eq!(
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), Some(1), later),
             [],
             "it rests after doubt"
         );
         assert_eq!(
-            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 2, later + ttl),
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), Some(2), later + ttl),
             [],
             "and after a new contact"
         );
+        assert_eq!(
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), None, later + ttl * 2),
+            [],
+            "and without a contact"
+        );
+        assert!(nodes.is_resting(later + ttl * 2));
         nodes.rest(later + ttl * 2);
         assert_eq!(
-            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 2, later + ttl * 2),
+            nodes.judge(&both, &nodes.to_ask(&both), own.clone(), Some(2), later + ttl * 2),
             [],
             "and after an outage"
         );
         let dead = [Verdict::Gone(other), Verdict::CleanUp(other)];
-        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), own.clone(), 2, later + ttl * 3), dead);
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), own.clone(), Some(2), later + ttl * 3), dead);
         assert_eq!(
-            nodes.judge(&own, &nodes.to_ask(&own), own.clone(), 2, later + ttl * 3),
+            nodes.judge(&own, &nodes.to_ask(&own), own.clone(), Some(2), later + ttl * 3),
             [],
             "cleaned up by somebody"
         );
         assert_eq!(
-            nodes.judge(&both, &nodes.to_ask(&both), both.clone(), 2, later + ttl * 3),
+            nodes.judge(&both, &nodes.to_ask(&both), both.clone(), Some(2), later + ttl * 3),
             [Verdict::Back(vec![other])]
         );
         assert!(!nodes.is_buried(other));
@@ -174,8 +185,11 @@ mod tests {
         let start = Instant::now();
         let mut nodes = Nodes::new(me, Duration::ZERO, start);
         let (both, own) = (BTreeSet::from([me, other]), BTreeSet::from([me]));
-        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), 0, start), []);
-        assert_eq!(nodes.judge(&own, &nodes.to_ask(&own), own.clone(), 0, start), [Verdict::Gone(other)]);
+        assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), Some(0), start), []);
+        assert_eq!(
+            nodes.judge(&own, &nodes.to_ask(&own), own.clone(), Some(0), start),
+            [Verdict::Gone(other)]
+        );
         assert!(!nodes.left(other), "known");
     }
 }

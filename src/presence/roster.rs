@@ -212,7 +212,7 @@ impl Roster {
         let seats = self.members.get(user).map_or(&[][..], |member| &member.seats);
         seats.iter().map(|(origin, entry)| {
             let shown = self.claims.get(origin).and_then(Claims::shown);
-            Sitting { origin: *origin, seat: shown.map_or(*origin, |(seat, _)| *seat), entry }
+            Sitting { origin: *origin, seat: shown.map_or(*origin, |(seat, _)| seat), entry }
         })
     }
 
@@ -384,7 +384,7 @@ impl Roster {
             self.claims.insert(origin, Claims::new(origin, first));
         }
         let claims = self.claims.entry(origin).or_default();
-        let before = claims.shown().cloned();
+        let before = claims.shown().map(|(seat, entry)| (seat, Arc::clone(entry)));
         claims.set(seat, new.as_ref());
         let has_left = new.is_none() && cause == Cause::Word && before.as_ref().is_some_and(|b| b.0 == seat);
         if let Some(old) = old.filter(|_| has_left)

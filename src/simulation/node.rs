@@ -752,7 +752,7 @@ impl SimNode {
         now: Us,
         out: &mut Out,
     ) {
-        let (contact, at) = (self.contact.number(), self.at(now));
+        let (contact, at) = (self.contact.standing(), self.at(now));
         for verdict in self.nodes.judge(listed, asked, alive, contact, at) {
             match verdict {
                 Verdict::Doubt => {
