@@ -52,6 +52,8 @@ struct Arrival {
     wall: u64,
     /// When it came; none if it was here before.
     at: Option<Instant>,
+    /// Its socket has ended before it was seated: at this wall time, at this moment.
+    ended: Option<(u64, Instant)>,
 }
 
 /// What a connection showed whose seat somebody with the same key has taken: the same client, come back
@@ -180,7 +182,14 @@ impl ChannelState {
         wall: u64,
         now: Instant,
     ) {
-        let arrival = Arrival { user: Arc::clone(user), meta: Arc::clone(meta), resume, wall, at: Some(now) };
+        let arrival = Arrival {
+            user: Arc::clone(user),
+            meta: Arc::clone(meta),
+            resume,
+            wall,
+            at: Some(now),
+            ended: None,
+        };
         if self.live {
             self.seat(connection, arrival);
         } else {
@@ -195,6 +204,10 @@ impl ChannelState {
 
     /// The socket of `connection` has ended without a word: its seat waits for the grace, on all nodes.
     pub fn dropped(&mut self, connection: u64, wall: u64, now: Instant) {
+        if let Some(arrival) = self.held.get_mut(&connection) {
+            arrival.ended = Some((wall, now));
+            return;
+        }
         self.forget(connection);
         let Some(seat) = self.seats.remove(&connection) else { return };
         match self.roster.own().seats.get(&seat) {
@@ -413,7 +426,24 @@ impl ChannelState {
     pub fn go_live(&mut self) {
         self.live = true;
         for (connection, arrival) in std::mem::take(&mut self.held) {
-            self.seat(connection, arrival);
+            match arrival.ended {
+                None => self.seat(connection, arrival),
+                Some((wall, at)) if self.is_waited_for(&arrival) => {
+                    self.seat(connection, arrival);
+                    self.dropped(connection, wall, at);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Whether a seat waits for `arrival`: then who came back and was cut off again is waited for anew.
+    fn is_waited_for(&self, arrival: &Arrival) -> bool {
+        let waits = |entry: &Arc<Entry>| entry.waiting.is_some();
+        match self.place(arrival) {
+            Place::Own(seat) => self.roster.own().seats.get(&seat).is_some_and(waits),
+            Place::Elsewhere { shown, .. } => waits(&shown),
+            Place::New => false,
         }
     }
 
@@ -525,12 +555,12 @@ impl ChannelState {
     /// Seats a connection that lost its seat, on one of its own and without a key.
     fn seat_anew(&mut self, connection: u64, at: Option<Instant>) {
         let Some(Doubted { user, meta, since }) = self.doubted.remove(&connection) else { return };
-        let arrival = Arrival { user, meta, resume: None, wall: since, at };
+        let arrival = Arrival { user, meta, resume: None, wall: since, at, ended: None };
         self.take_place(connection, arrival, Place::New);
     }
 
     fn take_place(&mut self, connection: u64, arrival: Arrival, place: Place) {
-        let Arrival { user, meta, resume, wall, at } = arrival;
+        let Arrival { user, meta, resume, wall, at, .. } = arrival;
         match place {
             Place::Own(seat) => {
                 if !self.grace.take(seat) {

@@ -227,6 +227,30 @@ fn a_reading_that_is_not_good_enough_is_followed_by_another() {
 }
 
 #[test]
+fn who_comes_back_and_is_cut_off_before_the_roster_is_known_is_waited_for_anew() {
+    let (mut a, now) = (Bench::new(), Instant::now());
+    a.track_with(1, "ada", "{}", "key");
+    a.state.dropped(1, 9, a.now);
+    let _ = a.told();
+    let mut b = Bench { state: ChannelState::new(Ids::new(NodeId::random()), GRACE), now };
+    b.state.read();
+    b.track_with(2, "ada", "{}", "key");
+    b.track_with(3, "bo", "{}", "key");
+    b.state.dropped(2, 10, now);
+    b.state.dropped(3, 10, now);
+    b.merge(reading_of(&a));
+    assert_eq!(b.users(), [("ada".into(), 1)], "nobody ever saw the other");
+    for batch in announced(&mut b) {
+        let _ = a.state.hear(b.state.ids.node(), batch);
+    }
+    a.state.end_grace(now + GRACE - Duration::from_millis(1));
+    assert_eq!((a.users(), a.told()), (vec![("ada".into(), 1)], QUIET));
+    assert_eq!(a.state.own_seats(), 0, "it waits at the other node");
+    b.state.end_grace(now + GRACE);
+    assert_eq!(b.users(), []);
+}
+
+#[test]
 fn what_could_not_be_read_is_read_again_less_and_less_often() {
     let (mut a, mut b) = two();
     a.track(1, "ada", "{}");
@@ -480,12 +504,14 @@ fn nobody_is_seated_before_it_is_known_who_waits() {
     b.state.dropped(2, 9, b.now);
     assert_eq!((b.state.own_seats(), announced(&mut b).len()), (0, 0));
     b.merge(reading_of(&a));
-    assert_eq!(b.state.own_seats(), 2);
+    assert_eq!(b.state.own_seats(), 3, "one of them is waited for anew");
     for word in announced(&mut b) {
         a.state.hear(b.state.ids.node(), word);
     }
     a.state.end_grace(a.now + GRACE);
-    assert_eq!(a.users(), [("ada".into(), 1), ("dan".into(), 1)]);
+    assert_eq!(a.users(), [("ada".into(), 1), ("cyd".into(), 1), ("dan".into(), 1)]);
+    b.state.end_grace(b.now + GRACE);
+    assert_eq!(b.users(), [("ada".into(), 1), ("dan".into(), 1)]);
 }
 
 #[test]

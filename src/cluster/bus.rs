@@ -39,6 +39,8 @@ pub struct Bus {
     histories: Mutex<String>,
     writer_up: AtomicBool,
     subscriber_up: AtomicBool,
+    /// Whether it is known if Redis is there.
+    tried: AtomicBool,
 }
 
 struct Inner {
@@ -94,6 +96,7 @@ impl Bus {
             histories: Mutex::default(),
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
+            tried: AtomicBool::new(false),
         }
     }
 
@@ -325,6 +328,9 @@ impl Bus {
 
     fn note_state(&self) {
         let up = self.state() == RedisState::Up;
+        if up {
+            self.note_tried(false);
+        }
         if self.metrics.redis_up.set(i64::from(up)) != i64::from(up) && up {
             tracing::info!("Redis is there: presence is shared with the other nodes");
         }
@@ -350,8 +356,21 @@ impl Bus {
         self.metrics.health.is(Trouble::Rewriting, rewriting, &progress);
     }
 
+    /// Whether it is known if Redis is there: not in the first moments of a node's life. What a channel knows
+    /// then is nothing, and nothing to show.
+    pub fn has_tried(&self) -> bool {
+        self.tried.load(Ordering::Acquire)
+    }
+
+    fn note_tried(&self, in_vain: bool) {
+        if !self.tried.swap(true, Ordering::AcqRel) && in_vain {
+            self.inner().tell_all(|| Told::Away);
+        }
+    }
+
     /// The writer has lost Redis, or tried in vain to reach it.
     pub fn note_unreachable(&self) {
+        self.note_tried(true);
         if !self.has_left() {
             let why = self.pool.servers().problem().unwrap_or_default();
             self.metrics.health.set(Trouble::RedisAway, &why);
@@ -360,6 +379,7 @@ impl Bus {
 
     /// The subscription has ended, or could not be had.
     pub fn note_deaf(&self) {
+        self.note_tried(true);
         if self.writer_up.load(Ordering::Acquire) && !self.has_left() {
             let why = self.pool.servers().problem().unwrap_or_default();
             self.metrics.health.set(Trouble::SubscriptionLost, &why);

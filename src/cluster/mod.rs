@@ -201,7 +201,7 @@ impl Cluster {
     /// `channel` takes part from now on: `to` is told what others announce, and first to read.
     pub fn open(&self, channel: &Arc<str>, to: Recipient<Told>) {
         if let Self::Redis(redis) = self {
-            if redis.bus.state() != RedisState::Up {
+            if redis.bus.state() != RedisState::Up && redis.bus.has_tried() {
                 to.do_send(Told::Away);
             }
             redis.bus.open(channel, to);

@@ -60,7 +60,9 @@ impl From<redis::RedisError> for RedisError {
                 Self::Away
             }
             ErrorKind::Server(kind) if is_passing(kind) => Self::Away,
-            ErrorKind::ClusterConnectionNotFound => Self::Away,
+            // The second is what the library says of a command of many slots when it has lost its connection
+            // to a node: it says so for ever, since that makes it look for no other.
+            ErrorKind::ClusterConnectionNotFound | ErrorKind::Client => Self::Away,
             ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
                 // "unknown command" quotes the arguments, where tokens are.
                 let detail = error.detail().unwrap_or_default();

@@ -220,6 +220,8 @@ pub struct SimNode {
     writing: bool,
     subscriber: Option<u64>,
     subscribing: bool,
+    /// Whether it is known if Redis is there.
+    tried: bool,
     cleaning: BTreeSet<NodeId>,
     pub leaving: bool,
     /// What comparing has found, and how often an announcement was missed.
@@ -252,6 +254,7 @@ impl SimNode {
             writing: false,
             subscriber: None,
             subscribing: false,
+            tried: false,
             cleaning: BTreeSet::new(),
             leaving: false,
             audit: Audit::default(),
@@ -348,7 +351,7 @@ impl SimNode {
                 lingers: false,
             };
             self.channels.insert(Arc::clone(channel), fresh);
-            if !self.is_up() {
+            if !self.is_up() && self.tried {
                 out.to_channels.push((to.clone(), ToChannel::Told(Told::Away)));
             }
             self.contact.open(channel);
@@ -529,6 +532,7 @@ impl SimNode {
 
     /// A connection that the server or its death has closed, or that does not answer.
     pub fn broken(&mut self, connection: u64, out: &mut Out) {
+        self.note_tried(true, out);
         if self.writer == Some(connection) {
             self.writer = None;
             self.writing = false;
@@ -539,6 +543,12 @@ impl SimNode {
             self.subscriber = None;
             self.subscribing = false;
             out.wakes.push((self.pause(Line::Subscription), Wake::ConnectSubscriber));
+        }
+    }
+
+    fn note_tried(&mut self, in_vain: bool, out: &mut Out) {
+        if !std::mem::replace(&mut self.tried, true) && in_vain {
+            self.tell_all(|| Told::Away, out);
         }
     }
 
@@ -643,6 +653,9 @@ impl SimNode {
             }
             (Ask::Subscribe { connection, topics, .. }, _) if self.subscriber == Some(connection) => {
                 self.subscribing = false;
+                if self.is_up() {
+                    self.note_tried(false, out);
+                }
                 for channel in self.topics.subscribed(&topics) {
                     self.tell(&channel, Told::ReadAgain, out);
                 }
@@ -701,6 +714,7 @@ impl SimNode {
     pub fn unanswered(&mut self, ask: Ask, out: &mut Out, now: Us) {
         match ask {
             Ask::Connect(line) => {
+                self.note_tried(true, out);
                 let wake = if line == Line::Writes { Wake::ConnectWriter } else { Wake::ConnectSubscriber };
                 out.wakes.push((self.pause(line), wake));
             }

@@ -19,6 +19,8 @@ use crate::presence::{NodeId, ResumeKey};
 const CONVERGED: Ms = 20_000 + SLACK;
 /// The longest window (1 s) and the way from a socket to a viewer on another node.
 const SLACK: Ms = 2_000;
+/// How long it may take until all have heard of somebody's return.
+const ON_ITS_WAY: Ms = 500;
 /// G4: a silent socket is ended.
 const SILENT: Ms = 60_000;
 /// G4: a dead node's members are gone.
@@ -589,6 +591,13 @@ impl World {
 
     fn fault_begins(&mut self) {
         self.faults += 1;
+        // What was on its way may be lost.
+        let since = self.ms().saturating_sub(ON_ITS_WAY);
+        for client in &mut self.clients {
+            if let Some(returned) = client.returned.as_mut().filter(|returned| returned.back > since) {
+                returned.silent = false;
+            }
+        }
     }
 
     fn fault_ends(&mut self) {
@@ -643,7 +652,8 @@ impl World {
         for client in &mut self.clients {
             // What the node had not told yet, it never will.
             for (ended, why, at) in client.ended.values_mut() {
-                if how == End::Died && *at == died && *ended + GRACE + SLACK > ms {
+                let noticed = if *why == End::Vanished { SILENT } else { 0 };
+                if how == End::Died && *at == died && *ended + noticed + GRACE + SLACK > ms {
                     (*ended, *why) = (ms, how);
                 }
             }
