@@ -54,14 +54,25 @@ export function launch(command, args, env) {
   return { child, exited, stop, log: () => printed.join("") }
 }
 
-/** A port that nobody listens on at this moment. */
+// Below the ports that systems give to outgoing connections (32768 and up on Linux), one of which could else
+// take the port before the server does that it is meant for.
+let lastPort = 10_000 + Math.floor(Math.random() * 20_000)
+
+/** A port that nobody listens on at this moment, and that was not given out before. */
 export async function freePort() {
-  const server = net.createServer().listen(0, "127.0.0.1")
-  await once(server, "listening")
-  const { port } = server.address()
-  server.close()
-  await once(server, "close")
-  return port
+  for (;;) {
+    lastPort = lastPort < 30_000 ? lastPort + 1 : 10_000
+    const port = lastPort
+    const server = net.createServer()
+    const isFree = await new Promise((resolve) => {
+      server.once("error", () => resolve(false))
+      server.listen(port, "127.0.0.1", () => resolve(true))
+    })
+    if (!isFree) continue
+    server.close()
+    await once(server, "close")
+    return port
+  }
 }
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
