@@ -510,6 +510,9 @@ fn nobody_is_seated_before_it_is_known_who_waits() {
     }
     a.state.end_grace(a.now + GRACE);
     assert_eq!(a.users(), [("ada".into(), 1), ("cyd".into(), 1), ("dan".into(), 1)]);
+    for word in announced(&mut a) {
+        b.state.hear(a.state.ids.node(), word);
+    }
     b.state.end_grace(b.now + GRACE);
     assert_eq!(b.users(), [("ada".into(), 1), ("dan".into(), 1)]);
 }

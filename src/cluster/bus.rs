@@ -280,9 +280,20 @@ impl Bus {
         nodes.for_each(|node| inner.nodes.note(*node));
     }
 
-    /// Of the nodes `asked` about, `alive` hold a lease. Channels are told what follows; returned are the
-    /// nodes to clean up after.
-    pub fn judge(&self, listed: &BTreeSet<NodeId>, asked: &[NodeId], alive: BTreeSet<NodeId>) -> Vec<NodeId> {
+    /// The writer's contact if everything of it is written.
+    pub fn settled_contact(&self) -> Option<u64> {
+        self.inner().contact.settled()
+    }
+
+    /// Of the nodes `asked` about, `alive` hold a lease; the look began when contact `settled` was settled.
+    /// Channels are told what follows; returned are the nodes to clean up after.
+    pub fn judge(
+        &self,
+        listed: &BTreeSet<NodeId>,
+        asked: &[NodeId],
+        alive: BTreeSet<NodeId>,
+        settled: Option<u64>,
+    ) -> Vec<NodeId> {
         let mut inner = self.inner();
         let contact = inner.contact.standing();
         let now = Instant::now();
@@ -293,7 +304,7 @@ impl Bus {
         for verdict in verdicts {
             match verdict {
                 Verdict::Doubt => {
-                    if inner.contact.doubt() {
+                    if inner.contact.doubt(settled) {
                         self.note_loss();
                     }
                     inner.pass_on();

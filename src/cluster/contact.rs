@@ -215,10 +215,11 @@ impl Contact {
         self.queue.clear();
     }
 
-    /// Redis is there, but has lost something of ours. A contact that has not written everything yet
-    /// is good enough; otherwise another begins. Says whether it does.
-    pub fn doubt(&mut self) -> bool {
-        let doubted = self.settled && !self.left;
+    /// Redis is there, but has lost the lease, as was found by a look that began when contact `settled` was
+    /// settled: one that began before says nothing, the lease may not have been written. A contact that has not
+    /// written everything yet is good enough; otherwise another begins. Says whether it does.
+    pub fn doubt(&mut self, settled: Option<u64>) -> bool {
+        let doubted = settled == Some(self.number) && self.settled && !self.left;
         if doubted {
             self.begin();
         }
@@ -241,7 +242,7 @@ impl Contact {
         for (write, reply) in writes.into_iter().zip(replies) {
             match (write, reply) {
                 (Write::Renew { contact, .. }, Reply::NoLease) if contact == self.number => {
-                    doubted |= self.doubt()
+                    doubted |= self.doubt(Some(contact));
                 }
                 (_, Reply::Lost) => lost = true,
                 (_, Reply::Rewritten(removed)) => ghosts += removed,
@@ -290,6 +291,11 @@ impl Contact {
     /// The number of the contact that stands; none while Redis is away.
     pub fn standing(&self) -> Option<u64> {
         self.connected.then_some(self.number)
+    }
+
+    /// The number of the contact that stands and is settled.
+    pub fn settled(&self) -> Option<u64> {
+        self.standing().filter(|_| self.settled)
     }
 
     /// Whether everything own stands in Redis, as far as can be known.
@@ -485,8 +491,10 @@ mod tests {
         assert!(contact.is_settled());
         contact.write(change("a", 1, 2));
         let writes = contact.next_batch();
-        assert!(contact.doubt(), "the lease is gone");
-        assert!(!contact.doubt(), "known");
+        assert!(!contact.doubt(None), "the look began before the lease was written");
+        let settled = contact.settled();
+        assert!(contact.doubt(settled), "the lease is gone");
+        assert!(!contact.doubt(settled), "known");
         assert!(contact.replied(writes, vec![Reply::Lost]).lost);
         assert_eq!(contact.standing(), Some(2), "that was of the contact before");
         carry_out(&mut contact);

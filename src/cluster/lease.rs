@@ -60,10 +60,10 @@ async fn look(bus: &Bus) -> Result<Vec<NodeId>, RedisError> {
     members.arg(keys::NODES);
     let listed: Vec<String> = bus.pool.query(&members).await?;
     let listed: BTreeSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
-    let asked = bus.leases_to_ask(&listed);
+    let (asked, settled) = (bus.leases_to_ask(&listed), bus.settled_contact());
     let alive = reader::alive(bus, &asked).await?;
     keep_lists(bus, listed.difference(&alive)).await?;
-    Ok(bus.judge(&listed, &asked, alive))
+    Ok(bus.judge(&listed, &asked, alive, settled))
 }
 
 /// Keeps the lists of the channels of dead nodes for whoever cleans up, who may not judge yet: a user who is

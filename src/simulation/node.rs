@@ -60,6 +60,8 @@ pub enum Ask {
     Alive {
         listed: BTreeSet<NodeId>,
         nodes: Vec<NodeId>,
+        /// The asker's contact, if it was settled when it asked.
+        settled: Option<u64>,
     },
     Read {
         to: To,
@@ -664,11 +666,12 @@ impl SimNode {
             (Ask::Ping { connection }, _) => out.wakes.push((TICK, Wake::Watchdog { connection })),
             (Ask::Listed, Answer::Nodes(listed)) => {
                 let nodes = self.nodes.to_ask(&listed);
-                out.asks.push((Ask::Alive { listed, nodes }, POOL_LIMIT));
+                let settled = self.contact.settled();
+                out.asks.push((Ask::Alive { listed, nodes, settled }, POOL_LIMIT));
             }
-            (Ask::Alive { listed, nodes }, Answer::Nodes(alive)) => {
+            (Ask::Alive { listed, nodes, settled }, Answer::Nodes(alive)) => {
                 out.wakes.push((TICK, Wake::Tick));
-                self.judge(&listed, &nodes, alive, now, out);
+                self.judge((&listed, &nodes, settled), alive, now, out);
             }
             (Ask::Read { to, asked, attempt }, Answer::Found(found)) => {
                 let unchecked = self.unchecked(&asked, &found);
@@ -760,8 +763,7 @@ impl SimNode {
 
     fn judge(
         &mut self,
-        listed: &BTreeSet<NodeId>,
-        asked: &[NodeId],
+        (listed, asked, settled): (&BTreeSet<NodeId>, &[NodeId], Option<u64>),
         alive: BTreeSet<NodeId>,
         now: Us,
         out: &mut Out,
@@ -770,7 +772,7 @@ impl SimNode {
         for verdict in self.nodes.judge(listed, asked, alive, contact, at) {
             match verdict {
                 Verdict::Doubt => {
-                    self.contact.doubt();
+                    self.contact.doubt(settled);
                     self.pass_on(out);
                 }
                 Verdict::Back(_) => self.tell_all(|| Told::ReadAgain, out),
@@ -828,7 +830,7 @@ pub fn serve(store: &mut Store, node: NodeId, ask: &Ask, now: Ms) -> (Answer, Ve
             return (Answer::Replies(replies.collect()), published);
         }
         Ask::Listed => Answer::Nodes(store.listed(now)),
-        Ask::Alive { listed, nodes } => {
+        Ask::Alive { listed, nodes, .. } => {
             let alive = store.alive(nodes, now);
             store.keep_lists(&listed.difference(&alive).copied().collect(), now);
             Answer::Nodes(alive)
