@@ -111,8 +111,12 @@ export class Audit {
    * Two connections of one user without keys may claim the same waiting seat on two nodes that hear of each other
    * late; one of them is seated anew then. The user stays all the time.
    */
-  #maySwap({ keyed, spans }, heirs, when) {
-    return !keyed && heirs.length > 0 && spans.some(({ node }) => this.truth.due(when, 0, node, null).disturbed)
+  #maySwap({ keyed, spans, channel, user, tag }, heirs, when) {
+    if (keyed) return false
+    if (heirs.length > 0 && spans.some(({ node }) => this.truth.due(when, 0, node, null).disturbed)) return true
+    const isLate = (mine, theirs) => mine.node !== theirs.node && Math.abs(mine.begun - theirs.begun) <= this.truth.hearing && when <= Math.max(mine.begun, theirs.begun) + this.truth.hearing
+    const isRival = (seat) => !seat.keyed && seat.channel === channel && seat.user === user && seat.tag !== tag && spans.some((mine) => seat.spans.some((theirs) => isLate(mine, theirs)))
+    return [...this.truth.seats.values()].some(isRival)
   }
 
   /** The other connections of the same user about then, for whoever reads a fault. */
