@@ -74,6 +74,9 @@ pub struct Metrics {
     pub redis_pool_size: Gauge,
     pub redis_pool_available: Gauge,
     pub redis_pool_waiting: Gauge,
+    pub redis_pool_max: Gauge,
+    pub redis_memory_used_bytes: Gauge,
+    pub redis_memory_max_bytes: Gauge,
 }
 
 macro_rules! register {
@@ -154,6 +157,9 @@ impl Metrics {
             redis_pool_size: Gauge::default(), "Pooled connections to Redis";
             redis_pool_available: Gauge::default(), "Pooled connections to Redis that nobody uses";
             redis_pool_waiting: Gauge::default(), "Callers who wait for a pooled connection to Redis";
+            redis_pool_max: Gauge::default(), "Pooled connections to Redis that there may be";
+            redis_memory_used_bytes: Gauge::default(), "Memory that Redis uses, all its primaries together";
+            redis_memory_max_bytes: Gauge::default(), "Memory that Redis may use (maxmemory); 0 for no limit";
         }
     }
 

@@ -98,7 +98,7 @@ pub async fn metrics(request: HttpRequest, state: web::Data<AppState>) -> Result
         let caller = state.admission.caller(&request).await?;
         state.admission.service(&caller)?;
     }
-    look_around(&state);
+    look_around(&state).await;
     Ok(HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, OPEN_METRICS))
         .insert_header((CACHE_CONTROL, HeaderValue::from_static("no-store")))
@@ -106,7 +106,7 @@ pub async fn metrics(request: HttpRequest, state: web::Data<AppState>) -> Result
 }
 
 /// Takes over what is counted elsewhere.
-fn look_around(state: &AppState) {
+async fn look_around(state: &AppState) {
     let metrics = &state.metrics;
     let set = |metric: &Count, value: u64| metric.inner().store(value, Ordering::Relaxed);
     let sessions = state.sessions.counters();
@@ -117,9 +117,17 @@ fn look_around(state: &AppState) {
     set(&metrics.rate_checks_degraded, state.admission.limiter.degraded());
     metrics.redis_writes_waiting.set(state.cluster.waiting_writes() as i64);
     if let Some(pool) = &state.pool {
+        // Of a Redis that is away the last that was known stays, and nobody waits for it.
+        if state.cluster.state() == RedisState::Up
+            && let Ok((used, may)) = pool.memory().await
+        {
+            metrics.redis_memory_used_bytes.set(used.try_into().unwrap_or(i64::MAX));
+            metrics.redis_memory_max_bytes.set(may.try_into().unwrap_or(i64::MAX));
+        }
         let pool = pool.status();
         metrics.redis_pool_size.set(pool.size as i64);
         metrics.redis_pool_available.set(pool.available as i64);
         metrics.redis_pool_waiting.set(pool.waiting as i64);
+        metrics.redis_pool_max.set(pool.max as i64);
     }
 }

@@ -39,31 +39,43 @@ impl Connection {
     /// # Errors
     /// What the library says.
     pub async fn histories(&mut self) -> RedisResult<BTreeSet<String>> {
-        let info = redis::cmd("INFO").arg("replication").to_owned();
-        match &mut self.link {
-            Link::Server(server) => match info.query_async::<String>(server).await {
-                Ok(info) => Ok(BTreeSet::from([history(&info)])),
-                Err(error) if error.code() == Some("NOPERM") => Ok(BTreeSet::from([history("")])),
-                Err(error) => Err(error),
-            },
+        let infos = self.info("replication").await?;
+        Ok(infos.iter().map(|info| field(info, "master_replid").unwrap_or("?").to_owned()).collect())
+    }
+
+    /// How much memory the primaries use that this connection leads to, and how much they may: bytes, the sum
+    /// over all; 0 for no limit, or where a server does not tell.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub async fn memory(&mut self) -> RedisResult<(u64, u64)> {
+        let infos = self.info("memory").await?;
+        let sum = |name| infos.iter().filter_map(|info| field(info, name)?.parse::<u64>().ok()).sum();
+        Ok((sum("used_memory"), sum("maxmemory")))
+    }
+
+    /// A section of what each primary says of itself; empty for one that may not be asked.
+    async fn info(&mut self, section: &str) -> RedisResult<Vec<String>> {
+        let info = redis::cmd("INFO").arg(section).to_owned();
+        let answer = match &mut self.link {
+            Link::Server(server) => info.query_async::<String>(server).await.map(|info| vec![info]),
             Link::Cluster(cluster) => {
                 let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-                match cluster.route_command(info, all).await {
-                    Ok(infos) => {
-                        let infos: HashMap<String, String> = redis::from_redis_value(infos)?;
-                        Ok(infos.values().map(|info| history(info)).collect())
-                    }
-                    Err(error) if error.code() == Some("NOPERM") => Ok(BTreeSet::from([history("")])),
-                    Err(error) => Err(error),
-                }
+                cluster.route_command(info, all).await.and_then(|infos| {
+                    Ok(redis::from_redis_value::<HashMap<String, String>>(infos)?.into_values().collect())
+                })
             }
+        };
+        match answer {
+            Err(error) if error.code() == Some("NOPERM") => Ok(vec![String::new()]),
+            answer => answer,
         }
     }
 }
 
-fn history(info: &str) -> String {
-    let found = info.lines().find_map(|line| line.trim_end().strip_prefix("master_replid:"));
-    found.unwrap_or("?").to_owned()
+/// The value of `name` in what INFO told.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
 }
 
 impl ConnectionLike for Connection {

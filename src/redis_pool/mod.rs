@@ -197,6 +197,19 @@ impl RedisPool {
         .await
     }
 
+    /// How much memory the servers use, and how much they may, in bytes; 0 for no limit.
+    ///
+    /// # Errors
+    /// See [`RedisError`].
+    pub async fn memory(&self) -> Result<(u64, u64), RedisError> {
+        bounded(async {
+            let mut conn = self.conn().await?;
+            let answer = conn.memory().await;
+            settle(conn, answer)
+        })
+        .await
+    }
+
     /// How full the pool is.
     pub fn status(&self) -> PoolStatus {
         let status = self.pool.status();
@@ -284,6 +297,10 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(pool.script::<i64>(&script.key("k")).await, Ok(8));
         }
+        let (used, may) = pool.memory().await.unwrap();
+        assert!(used > 500_000 && may == 0, "{used} of {may}");
+        let () = pool.query(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("100mb")).await.unwrap();
+        assert_eq!(pool.memory().await.unwrap().1, 100 << 20);
         let status = pool.status();
         assert_eq!((status.size, status.available, status.max), (1, 1, MAX_SIZE));
     }
