@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), Some(0), start), []);
         assert_eq!(
             nodes.judge(&own, &nodes.to_ask(&own), own.clone(), Some(0), start),
-            [Verdict::Gone(other)]
+            [Verdict::Left(other)]
         );
         assert!(!nodes.left(other), "known");
     }
