@@ -320,6 +320,7 @@ impl Bus {
                     self.metrics.nodes_lost.inc();
                     inner.tell_all(|| Told::NodeDown(node));
                 }
+                Verdict::Left(node) => inner.tell_all(|| Told::NodeDown(node)),
                 Verdict::CleanUp(node) => left_behind.push(node),
             }
         }

@@ -56,14 +56,23 @@ pub fn renewed_every(bus: &Bus) -> Duration {
 
 /// Looks at all leases; returns the dead nodes that have left things in Redis.
 async fn look(bus: &Bus) -> Result<Vec<NodeId>, RedisError> {
+    let mut listed = list(bus).await?;
+    let (asked, settled) = (bus.leases_to_ask(&listed), bus.settled_contact());
+    let alive = reader::alive(bus, &asked).await?;
+    // Who has left since was on the list when it was read, and is not dead.
+    if asked.iter().any(|node| !alive.contains(node)) {
+        listed = list(bus).await?;
+    }
+    keep_lists(bus, listed.difference(&alive)).await?;
+    Ok(bus.judge(&listed, &asked, alive, settled))
+}
+
+/// The nodes that have a lease, or have died and not been cleaned up after.
+async fn list(bus: &Bus) -> Result<BTreeSet<NodeId>, RedisError> {
     let mut members = redis::cmd("SMEMBERS");
     members.arg(keys::NODES);
     let listed: Vec<String> = bus.pool.query(&members).await?;
-    let listed: BTreeSet<NodeId> = listed.iter().filter_map(|node| node.parse().ok()).collect();
-    let (asked, settled) = (bus.leases_to_ask(&listed), bus.settled_contact());
-    let alive = reader::alive(bus, &asked).await?;
-    keep_lists(bus, listed.difference(&alive)).await?;
-    Ok(bus.judge(&listed, &asked, alive, settled))
+    Ok(listed.iter().filter_map(|node| node.parse().ok()).collect())
 }
 
 /// Keeps the lists of the channels of dead nodes for whoever cleans up, who may not judge yet: a user who is

@@ -21,6 +21,8 @@ pub enum Verdict {
     Back(Vec<NodeId>),
     /// A node is dead.
     Gone(NodeId),
+    /// A node has left, or somebody has cleaned up after it.
+    Left(NodeId),
     /// A dead node has left things in Redis.
     CleanUp(NodeId),
 }
@@ -61,7 +63,8 @@ impl Nodes {
     }
 
     /// Of the nodes that were `asked` about ([`Nodes::to_ask`]), `alive` hold a lease; so it was found in
-    /// the writer's `contact`, which is none while it has none: then Redis may be another one since. `listed` are those that may have left things in Redis.
+    /// the writer's `contact`, which is none while it has none: then Redis may be another one since. `listed` are those that may have left
+    /// things in Redis, as was read after the leases: who leaves takes itself off the list with the lease.
     pub fn judge(
         &mut self,
         listed: &BTreeSet<NodeId>,
@@ -88,10 +91,11 @@ impl Nodes {
         if now >= self.judge_from {
             for node in asked.iter().copied().filter(|node| *node != self.me && !alive.contains(node)) {
                 self.seen.remove(&node);
+                let is_listed = listed.contains(&node);
                 if self.buried.insert(node) {
-                    verdicts.push(Verdict::Gone(node));
+                    verdicts.push(if is_listed { Verdict::Gone(node) } else { Verdict::Left(node) });
                 }
-                if listed.contains(&node) {
+                if is_listed {
                     verdicts.push(Verdict::CleanUp(node));
                 }
             }
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_seen_and_is_off_the_list_is_dead_too() {
+    fn one_that_was_seen_and_is_off_the_list_has_left() {
         let (me, other) = (NodeId::random(), NodeId::random());
         let start = Instant::now();
         let mut nodes = Nodes::new(me, Duration::ZERO, start);
@@ -188,7 +192,7 @@ mod tests {
         assert_eq!(nodes.judge(&both, &nodes.to_ask(&both), both.clone(), Some(0), start), []);
         assert_eq!(
             nodes.judge(&own, &nodes.to_ask(&own), own.clone(), Some(0), start),
-            [Verdict::Gone(other)]
+            [Verdict::Left(other)]
         );
         assert!(!nodes.left(other), "known");
     }

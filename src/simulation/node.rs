@@ -776,7 +776,7 @@ impl SimNode {
                     self.pass_on(out);
                 }
                 Verdict::Back(_) => self.tell_all(|| Told::ReadAgain, out),
-                Verdict::Gone(node) => self.tell_all(|| Told::NodeDown(node), out),
+                Verdict::Gone(node) | Verdict::Left(node) => self.tell_all(|| Told::NodeDown(node), out),
                 Verdict::CleanUp(dead) => {
                     if self.cleaning.insert(dead) {
                         out.asks.push((Ask::Lock { dead }, POOL_LIMIT));

@@ -102,7 +102,7 @@ export class Audit {
    */
   #mayHaveBeenTakenOver({ channel, user, spans, tag }, out, observer) {
     const last = spans.findLast(({ ended }) => ended && ended.at <= out)
-    if (!last || last.ended.how === "leave" || !this.truth.due(last.ended.at, 0, last.node, observer).disturbed) return false
+    if (!last || last.ended.how === "leave" || !this.truth.due(last.ended.at, out - last.ended.at, last.node, observer).disturbed) return false
     const isHeir = (seat) => seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some(({ acked, ended }) => acked && acked >= last.ended.at && ended && ended.at <= out)
     return [...this.truth.seats.values()].some(isHeir)
   }
