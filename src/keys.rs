@@ -38,6 +38,11 @@ pub fn session(token: &str) -> String {
     format!("session:{}", encode(token))
 }
 
+/// The list of a user's sessions: `cache:session:user:{id}`.
+pub fn sessions_of(user: &str) -> String {
+    format!("cache:session:user:{}", encode(user))
+}
+
 /// The calls counted for an address: `ratelimit:ip:{addr}`.
 ///
 /// IPv4 counts by address, `ratelimit:ip:192.0.2.1`, and so does IPv4 written as IPv6. IPv6

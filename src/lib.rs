@@ -32,6 +32,8 @@ pub mod rate_limit;
 pub mod quota;
 /// One at a time, cluster-wide.
 pub mod lock;
+/// Near copies, shared copies, and the database behind them.
+pub mod cache;
 /// Pooled Redis connections, under limits.
 pub mod redis_pool;
 /// Names in Redis keys, encoded.

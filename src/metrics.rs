@@ -65,10 +65,17 @@ pub struct Metrics {
     pub count_l1_hits: Count,
     pub count_l1_misses: Count,
     pub count_l2_reads: Count,
-    pub session_l1_hits: Count,
-    pub session_l1_misses: Count,
-    pub session_l2_hits: Count,
-    pub session_l2_misses: Count,
+    cache_hits: Family<Tier, Count>,
+    cache_misses: Family<Tier, Count>,
+    cache_seconds: Family<Tier, Histogram, fn() -> Histogram>,
+    cache_evictions: Family<Namespace, Count>,
+    cache_loads: Family<Namespace, Count>,
+    cache_load_failures: Family<Namespace, Count>,
+    cache_load_seconds: Family<Namespace, Histogram, fn() -> Histogram>,
+    cache_unshared: Family<Namespace, Count>,
+    pub session_filter_refusals: Count,
+    pub session_filter_misses: Count,
+    pub session_filter_trusted: Gauge,
     pub rate_checks_degraded: Count,
     pub redis_writes_waiting: Gauge,
     pub redis_pool_size: Gauge,
@@ -77,6 +84,54 @@ pub struct Metrics {
     pub redis_pool_max: Gauge,
     pub redis_memory_used_bytes: Gauge,
     pub redis_memory_max_bytes: Gauge,
+}
+
+type Tier = [(&'static str, &'static str); 2];
+type Namespace = [(&'static str, &'static str); 1];
+
+/// What is counted of one tier of a cache.
+#[derive(Clone, Debug)]
+pub struct TierMetrics {
+    pub hits: Count,
+    pub misses: Count,
+    pub evictions: Count,
+    pub seconds: Histogram,
+}
+
+/// What is counted of one cache. By default it is shown nowhere.
+#[derive(Clone, Debug)]
+pub struct CacheMetrics {
+    pub l1: TierMetrics,
+    pub l2: TierMetrics,
+    pub loads: Count,
+    pub load_failures: Count,
+    pub load_seconds: Histogram,
+    pub unshared: Count,
+}
+
+impl Default for TierMetrics {
+    fn default() -> Self {
+        let (hits, misses, evictions) = (Count::default(), Count::default(), Count::default());
+        Self { hits, misses, evictions, seconds: tier_seconds() }
+    }
+}
+
+impl Default for CacheMetrics {
+    fn default() -> Self {
+        Self {
+            l1: TierMetrics::default(),
+            l2: TierMetrics::default(),
+            loads: Count::default(),
+            load_failures: Count::default(),
+            load_seconds: tier_seconds(),
+            unshared: Count::default(),
+        }
+    }
+}
+
+/// 125 ns to 0.5 s: from a look into memory to a slow database.
+fn tier_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_000_125, 4.0, 12))
 }
 
 macro_rules! register {
@@ -148,10 +203,17 @@ impl Metrics {
             count_l1_hits: Count::default(), "Counts answered from this process";
             count_l1_misses: Count::default(), "Counts of channels that do not live on this node";
             count_l2_reads: Count::default(), "Counts read from Redis";
-            session_l1_hits: Count::default(), "Sessions found in this process";
-            session_l1_misses: Count::default(), "Sessions that were not in this process";
-            session_l2_hits: Count::default(), "Sessions found in Redis";
-            session_l2_misses: Count::default(), "Tokens that were no session in Redis either";
+            cache_hits: Family::default(), "Looks into a tier of a cache that found what is right (l1 this process, l2 Redis)";
+            cache_misses: Family::default(), "Looks into a tier of a cache that did not";
+            cache_seconds: Family::new_with_constructor(tier_seconds as fn() -> Histogram), "Seconds for one look into a tier of a cache (of those into l1, one in 64 is timed)";
+            cache_evictions: Family::default(), "Copies that l1 dropped because it was full";
+            cache_loads: Family::default(), "Values loaded because no tier had them";
+            cache_load_failures: Family::default(), "Loads that failed";
+            cache_load_seconds: Family::new_with_constructor(tier_seconds as fn() -> Histogram), "Seconds for one load";
+            cache_unshared: Family::default(), "Looks that did without Redis because it was away";
+            session_filter_refusals: Count::default(), "Tokens that the filter knew to be no session, so that Redis was not asked";
+            session_filter_misses: Count::default(), "Tokens that the filter let pass and Redis did not know";
+            session_filter_trusted: Gauge::default(), "1 while the filter of sessions may refuse, 0 while Redis is asked of every token";
             rate_checks_degraded: Count::default(), "Rate limits counted by this node alone because Redis was away";
             redis_writes_waiting: Gauge::default(), "Presence writes that wait for Redis";
             redis_pool_size: Gauge::default(), "Pooled connections to Redis";
@@ -160,6 +222,30 @@ impl Metrics {
             redis_pool_max: Gauge::default(), "Pooled connections to Redis that there may be";
             redis_memory_used_bytes: Gauge::default(), "Memory that Redis uses, all its primaries together";
             redis_memory_max_bytes: Gauge::default(), "Memory that Redis may use (maxmemory); 0 for no limit";
+        }
+    }
+
+    /// What is counted of the cache called `namespace`: the same numbers at each call.
+    pub fn cache(&self, namespace: &'static str) -> CacheMetrics {
+        let name = [("namespace", namespace)];
+        let tier = |tier| {
+            let labels = [("namespace", namespace), ("tier", tier)];
+            TierMetrics {
+                hits: self.cache_hits.get_or_create(&labels).clone(),
+                misses: self.cache_misses.get_or_create(&labels).clone(),
+                // Redis evicts of all namespaces alike, and counts that itself.
+                evictions: Count::default(),
+                seconds: self.cache_seconds.get_or_create(&labels).clone(),
+            }
+        };
+        let evictions = self.cache_evictions.get_or_create(&name).clone();
+        CacheMetrics {
+            l1: TierMetrics { evictions, ..tier("l1") },
+            l2: tier("l2"),
+            loads: self.cache_loads.get_or_create(&name).clone(),
+            load_failures: self.cache_load_failures.get_or_create(&name).clone(),
+            load_seconds: self.cache_load_seconds.get_or_create(&name).clone(),
+            unshared: self.cache_unshared.get_or_create(&name).clone(),
         }
     }
 

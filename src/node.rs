@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use actix::{Arbiter, Recipient};
 
+use crate::cache::{self, Caches, Hearing};
 use crate::channel::{Registry, Rosters, Shared};
-use crate::cluster::{Cluster, LocalCluster, RedisCluster, Revoked, RevokedFn, Ttls};
+use crate::cluster::{Aside, Asides, Cluster, LocalCluster, RedisCluster, Ttls};
 use crate::config::Config;
 use crate::hub::{CloseSessions, Hubs, Rules, SessionCheck};
 use crate::lifecycle::Lifecycle;
@@ -13,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::presence::{Ids, NodeId};
 use crate::presence_manager::PresenceManager;
 use crate::redis_pool::{RedisError, RedisPool};
-use crate::session::SessionManager;
+use crate::session::{FILTER_TOPIC, REVOKED_TOPIC, SessionManager};
 
 /// One running node. Must be made in an actix system.
 pub struct Node {
@@ -24,6 +25,8 @@ pub struct Node {
     pub registry: Registry,
     pub hubs: Hubs,
     pub sessions: SessionManager,
+    /// What is kept in two tiers.
+    pub caches: Caches,
     /// None without Redis.
     pub pool: Option<RedisPool>,
 }
@@ -38,10 +41,12 @@ impl Node {
         let metrics = Arc::new(Metrics::new());
         let ids = Ids::new(NodeId::random());
         let pool = config.redis.as_ref().map(RedisPool::new).transpose()?;
-        let sessions = SessionManager::new(pool.clone(), config.session_ttl);
+        let hearing = Hearing::default();
+        let sessions = SessionManager::of_node(pool.clone(), config.session_ttl, hearing.clone(), &metrics);
+        let caches = Caches::new(pool.clone(), hearing.clone(), Arc::clone(&metrics));
         let hubs = Hubs::new(Rules::of(&config));
-        let revoked = on_revoked(sessions.clone(), hubs.clone());
-        let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, revoked);
+        let asides = asides(sessions.clone(), caches.clone(), hubs.clone(), hearing);
+        let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, asides);
         let shared = Shared {
             ids: ids.clone(),
             grace: config.grace,
@@ -54,7 +59,7 @@ impl Node {
         let arbiters = (0..config.workers.div_ceil(4)).map(|_| Arbiter::new().handle()).collect();
         let registry = Registry::new(Arc::new(shared), arbiters);
         let lifecycle = Arc::new(Lifecycle::default());
-        Ok(Self { id: ids.node(), config, metrics, lifecycle, registry, hubs, sessions, pool })
+        Ok(Self { id: ids.node(), config, metrics, lifecycle, registry, hubs, sessions, caches, pool })
     }
 
     /// Presence for programs.
@@ -85,26 +90,47 @@ fn cluster(
     ids: Ids,
     pool: Option<RedisPool>,
     metrics: &Arc<Metrics>,
-    revoked: RevokedFn,
+    asides: Asides,
 ) -> Cluster {
     let Some(pool) = pool else {
         return Cluster::Local(LocalCluster::new(config.last_seen_ttl));
     };
     let ttls = Ttls { presence: config.presence_ttl, node: config.node_ttl, last_seen: config.last_seen_ttl };
     let metrics = Arc::clone(metrics);
-    Cluster::Redis(RedisCluster::start(ids, pool, ttls, metrics, revoked, Arbiter::new().handle()))
+    Cluster::Redis(RedisCluster::start(ids, pool, ttls, metrics, asides, Arbiter::new().handle()))
 }
 
-/// A session that was revoked anywhere is forgotten here, and its sockets end.
-fn on_revoked(sessions: SessionManager, hubs: Hubs) -> RevokedFn {
-    Arc::new(move |revoked| match revoked {
-        Revoked::Token(token) => {
-            let (sessions, hubs) = (sessions.clone(), hubs.clone());
+/// What those who keep copies of what stands in Redis do with what they hear.
+fn asides(sessions: SessionManager, caches: Caches, hubs: Hubs, hearing: Hearing) -> Asides {
+    let told = move |aside: Aside<'_>| match aside {
+        // Forgotten here, and its sockets end.
+        Aside::Said { topic: REVOKED_TOPIC, text } => {
+            let (sessions, hubs, token) = (sessions.clone(), hubs.clone(), Arc::<str>::from(text));
             actix::spawn(async move {
                 sessions.forget(&token).await;
                 hubs.tell(CloseSessions { tokens: Arc::new([token]) });
             });
         }
-        Revoked::Unknown => sessions.forget_all(),
-    })
+        Aside::Said { topic: FILTER_TOPIC, text } => {
+            if let Some(filter) = sessions.filter().filter(|filter| filter.heard(text)).cloned() {
+                actix::spawn(async move {
+                    // If it fails, the filter goes on with what it has, which is more than there is.
+                    let _ = filter.load().await;
+                });
+            }
+        }
+        Aside::Said { text, .. } => {
+            let (caches, text) = (caches.clone(), text.to_owned());
+            actix::spawn(async move { caches.heard(&text).await });
+        }
+        Aside::Missed => {
+            sessions.forget_all();
+            caches.forget_all();
+            if let Some(filter) = sessions.filter().cloned() {
+                filter.doubt();
+                actix::spawn(async move { filter.keep().await });
+            }
+        }
+    };
+    Asides { topics: &[REVOKED_TOPIC, FILTER_TOPIC, cache::TOPIC], told: Arc::new(told), hearing }
 }

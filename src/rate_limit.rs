@@ -19,16 +19,13 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::keys;
-use crate::redis_pool::{RedisError, RedisPool};
+use crate::logging::Seldom;
+use crate::redis_pool::{RedisError, RedisPool, Rest};
 
 /// Subjects that are counted locally at once.
 pub const LOCAL_CAPACITY: u64 = 100_000;
 
 const WINDOW: Duration = Duration::from_secs(60);
-/// How long Redis is left alone after a failure.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The least time between two warnings.
-const WARN_EVERY: Duration = Duration::from_secs(10);
 
 static SCRIPT: LazyLock<redis::Script> =
     LazyLock::new(|| redis::Script::new(include_str!("scripts/rate_limit.lua")));
@@ -81,12 +78,7 @@ struct Inner {
     redis: Option<RedisPool>,
     window: Duration,
     local: Cache<String, Arc<LocalWindow>>,
-    /// What the atomic times below count from.
-    began: Instant,
-    /// Milliseconds since `began` until which Redis is left alone.
-    closed_until: AtomicU64,
-    /// Milliseconds since `began` until which no warning is due.
-    quiet_until: AtomicU64,
+    rest: Rest,
     degraded: AtomicU64,
 }
 
@@ -108,15 +100,7 @@ impl RateLimiter {
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(window)
             .build();
-        Self(Arc::new(Inner {
-            redis,
-            window,
-            local,
-            began: Instant::now(),
-            closed_until: AtomicU64::new(0),
-            quiet_until: AtomicU64::new(0),
-            degraded: AtomicU64::new(0),
-        }))
+        Self(Arc::new(Inner { redis, window, local, rest: Rest::new(), degraded: AtomicU64::new(0) }))
     }
 
     /// Counts one call by `subject` and says whether it is within `limit`. 0 is no limit: nothing
@@ -128,10 +112,10 @@ impl RateLimiter {
         let key = subject.key();
         let inner = &self.0;
         let Some(redis) = &inner.redis else { return inner.count_locally(key, limit) };
-        if inner.may_try() {
+        if inner.rest.may_try() {
             match inner.count_in_redis(redis, &key, limit).await {
                 Ok(decision) => {
-                    inner.closed_until.store(0, Ordering::Relaxed);
+                    inner.rest.succeeded();
                     return decision;
                 }
                 Err(error) => inner.failed(&error),
@@ -162,31 +146,12 @@ impl Inner {
         Decision::of(count, limit, self.window.saturating_sub(window.began.elapsed()))
     }
 
-    /// Whether this call may ask Redis. After a failure and its second of rest, exactly one may at
-    /// a time: it closes the way behind itself, and opens it for all when Redis answers.
-    fn may_try(&self) -> bool {
-        let closed_until = self.closed_until.load(Ordering::Relaxed);
-        // Longer than the attempt itself can take, so that no second one begins meanwhile.
-        closed_until == 0 || self.advance(&self.closed_until, closed_until, 2 * RETRY_AFTER)
-    }
-
     fn failed(&self, error: &RedisError) {
-        self.closed_until.store(self.millis_from_now(RETRY_AFTER), Ordering::Relaxed);
-        let quiet_until = self.quiet_until.load(Ordering::Relaxed);
-        if self.advance(&self.quiet_until, quiet_until, WARN_EVERY) {
-            tracing::warn!(%error, "rate limits are counted by this node alone");
+        self.rest.failed();
+        static UNSHARED: Seldom = Seldom::new();
+        if let Some(times) = UNSHARED.count() {
+            tracing::warn!(%error, times, "rate limits are counted by this node alone");
         }
-    }
-
-    /// Moves `deadline` on by `step` if it is still `seen` and past: one of many callers succeeds.
-    fn advance(&self, deadline: &AtomicU64, seen: u64, step: Duration) -> bool {
-        let next = self.millis_from_now(step);
-        self.millis_from_now(Duration::ZERO) >= seen
-            && deadline.compare_exchange(seen, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-
-    fn millis_from_now(&self, step: Duration) -> u64 {
-        (self.began.elapsed() + step).as_millis().try_into().unwrap_or(u64::MAX)
     }
 }
 
@@ -208,6 +173,7 @@ impl RateLimitMiddleware {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis_pool::REST;
     use crate::redis_pool::test_redis::{TestRedis, nowhere};
     use futures_util::future::join_all;
 
@@ -267,7 +233,7 @@ mod tests {
         assert_eq!(limiter.degraded(), 10);
 
         redis.restart();
-        pause(RETRY_AFTER.as_millis() as u64 + 50).await;
+        pause(REST.as_millis() as u64 + 50).await;
         assert!(limiter.check(USER, 3).await.allowed);
         assert_eq!(limiter.degraded(), 10);
     }
@@ -283,7 +249,7 @@ mod tests {
             assert!(limiter.check(USER, 100).await.allowed);
         }
         assert!(began.elapsed() < Duration::from_millis(200));
-        pause(RETRY_AFTER.as_millis() as u64).await;
+        pause(REST.as_millis() as u64).await;
         let began = Instant::now();
         let waits = join_all((0..50).map(|_| async {
             limiter.check(USER, 1000).await;

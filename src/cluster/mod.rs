@@ -36,6 +36,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
+use crate::cache::Hearing;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId, Reading, Snapshot, Stated};
 use crate::redis_pool::RedisPool;
@@ -72,17 +73,30 @@ pub enum Told {
     Beaten { stated: HashMap<NodeId, Stated>, missing: Vec<u64>, users: usize },
 }
 
-/// What the cluster tells the sessions.
-#[derive(Clone, Debug)]
-pub enum Revoked {
-    /// A session was revoked, perhaps on another node.
-    Token(Arc<str>),
-    /// Revocations may have been missed.
-    Unknown,
+/// What else is heard on the cluster's subscription, for those who keep copies of what stands in Redis.
+#[derive(Clone, Copy, Debug)]
+pub enum Aside<'a> {
+    /// A message on one of their topics.
+    Said { topic: &'a str, text: &'a str },
+    /// A subscription begins: messages may have been missed before it.
+    Missed,
 }
 
-/// Called with each [`Revoked`].
-pub type RevokedFn = Arc<dyn Fn(Revoked) + Send + Sync>;
+/// Those who keep copies: which topics they need, and who is told.
+#[derive(Clone)]
+pub struct Asides {
+    pub topics: &'static [&'static str],
+    pub told: Arc<dyn Fn(Aside<'_>) + Send + Sync>,
+    /// Confirmed while the subscription stands.
+    pub hearing: Hearing,
+}
+
+impl Asides {
+    /// Nobody keeps copies.
+    pub fn none() -> Self {
+        Self { topics: &[], told: Arc::new(|_| {}), hearing: Hearing::default() }
+    }
+}
 
 /// How long things live in Redis.
 #[derive(Clone, Copy, Debug)]
@@ -147,12 +161,12 @@ impl RedisCluster {
         pool: RedisPool,
         ttls: Ttls,
         metrics: Arc<Metrics>,
-        revoked: RevokedFn,
+        asides: Asides,
         arbiter: ArbiterHandle,
     ) -> Self {
         let bus = Arc::new(Bus::new(ids, pool, metrics, ttls));
         arbiter.spawn(writer::run(Arc::clone(&bus)));
-        arbiter.spawn(subscriber::run(Arc::clone(&bus), revoked));
+        arbiter.spawn(subscriber::run(Arc::clone(&bus), asides));
         arbiter.spawn(lease::run(Arc::clone(&bus)));
         Self { bus, arbiter, readings: Arc::new(Semaphore::new(MAX_READINGS)) }
     }

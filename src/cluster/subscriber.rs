@@ -2,30 +2,32 @@
 //!
 //! Pub/Sub delivers at most once, and nothing while the connection is away. So after every
 //! (re)subscription the channels concerned are told to read: what was missed is in the store. The
-//! connection is pinged each second, since a half-open one would be silent for ever, and so would be one to
-//! a server that is no longer the primary, or is cut off from its cluster.
+//! connection is pinged several times a second, since a half-open one would be silent for ever, and the answer
+//! says up to when everything was heard; each second it is looked at, since one to a server that is no longer the
+//! primary, or is cut off from its cluster, would be silent too.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use redis::aio::{PubSubSink, PubSubStream};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::bus::Bus;
 use super::topics::{Interest, Topics};
-use super::{Revoked, RevokedFn, keys, link, wire};
+use super::{Aside, Asides, keys, link, wire};
 use crate::logging::Seldom;
 use crate::redis_pool::Watch;
-use crate::session::REVOKED_TOPIC;
 
 /// Topics in one SUBSCRIBE.
 const CHUNK: usize = 1_000;
+/// How often the connection is pinged: what was last heard is trusted for somewhat longer.
+const PING_EVERY: Duration = Duration::from_millis(250);
 /// How long Redis may take to answer here.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Subscribes, listens and begins again for ever.
-pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
+pub async fn run(bus: Arc<Bus>, asides: Asides) {
     let mut pause = link::Pause::default();
     loop {
         match bus.pool.servers().subscribe().await {
@@ -34,12 +36,13 @@ pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
                 let mut subscriber = Subscriber {
                     own_prefix: wire::own_prefix(bus.node),
                     bus: Arc::clone(&bus),
-                    revoked: Arc::clone(&revoked),
+                    asides: asides.clone(),
                     sink,
                     watch,
                 };
                 let ended = subscriber.listen(stream, &mut pause).await;
                 bus.set_subscriber_up(false);
+                asides.hearing.lose();
                 bus.pool.servers().note_problem(ended);
                 tracing::debug!(reason = ended, "the subscription ended");
             }
@@ -54,7 +57,7 @@ pub async fn run(bus: Arc<Bus>, revoked: RevokedFn) {
 
 struct Subscriber {
     bus: Arc<Bus>,
-    revoked: RevokedFn,
+    asides: Asides,
     own_prefix: String,
     sink: PubSubSink,
     watch: Watch,
@@ -63,7 +66,7 @@ struct Subscriber {
 impl Subscriber {
     /// Listens until something fails; says what.
     async fn listen(&mut self, mut stream: PubSubStream, pause: &mut link::Pause) -> &'static str {
-        let fixed = [keys::NODES_TOPIC, REVOKED_TOPIC];
+        let fixed: Vec<&str> = [keys::NODES_TOPIC].iter().chain(self.asides.topics).copied().collect();
         if !matches!(timeout(PATIENCE, self.sink.subscribe(&fixed)).await, Ok(Ok(()))) {
             return "could not subscribe";
         }
@@ -73,9 +76,11 @@ impl Subscriber {
         }
         pause.reset();
         self.bus.set_subscriber_up(true);
-        (self.revoked)(Revoked::Unknown);
-        let mut watchdog = interval(Duration::from_secs(1));
+        (self.asides.told)(Aside::Missed);
+        let [mut pings, mut watchdog] = [PING_EVERY, Duration::from_secs(1)].map(interval);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let hearing = self.asides.hearing.clone();
         loop {
             tokio::select! {
                 message = stream.next() => match message {
@@ -87,16 +92,32 @@ impl Subscriber {
                         return "could not subscribe";
                     }
                 }
-                _ = watchdog.tick() => {
-                    if !matches!(timeout(PATIENCE, self.sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
+                () = async { tokio::select! { _ = pings.tick() => {}, () = hearing.asked() => {} } } => {
+                    if !self.catch_up(&mut stream).await {
                         return "no answer to a ping";
                     }
+                }
+                _ = watchdog.tick() => {
                     if let Err(reason) = self.watch.look().await {
                         return reason;
                     }
                 }
             }
         }
+    }
+
+    /// Pings, and hears all that came before the answer: then everything said before the ping has been heard.
+    async fn catch_up(&mut self, stream: &mut PubSubStream) -> bool {
+        let asked = Instant::now();
+        if !matches!(timeout(PATIENCE, self.sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
+            return false;
+        }
+        // Unconstrained: a channel that says "later" to be fair to other tasks would be taken for empty.
+        while let Some(Some(message)) = tokio::task::unconstrained(stream.next()).now_or_never() {
+            self.hear(&message);
+        }
+        self.asides.hearing.confirm(asked);
+        true
     }
 
     /// Subscribes to and unsubscribes from the topics that were touched, and has the new ones read.
@@ -122,12 +143,12 @@ impl Subscriber {
     fn hear(&self, message: &redis::Msg) {
         let Ok(text) = std::str::from_utf8(message.get_payload_bytes()) else { return };
         match message.get_channel_name() {
-            REVOKED_TOPIC => (self.revoked)(Revoked::Token(text.into())),
             keys::NODES_TOPIC => {
                 if let Ok(node) = text.parse() {
                     self.bus.hear_farewell(node);
                 }
             }
+            topic if self.asides.topics.contains(&topic) => (self.asides.told)(Aside::Said { topic, text }),
             topic => self.hear_announcement(topic, text),
         }
     }

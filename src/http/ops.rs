@@ -109,11 +109,6 @@ pub async fn metrics(request: HttpRequest, state: web::Data<AppState>) -> Result
 async fn look_around(state: &AppState) {
     let metrics = &state.metrics;
     let set = |metric: &Count, value: u64| metric.inner().store(value, Ordering::Relaxed);
-    let sessions = state.sessions.counters();
-    set(&metrics.session_l1_hits, sessions.l1_hits.load(Ordering::Relaxed));
-    set(&metrics.session_l1_misses, sessions.l1_misses.load(Ordering::Relaxed));
-    set(&metrics.session_l2_hits, sessions.l2_hits.load(Ordering::Relaxed));
-    set(&metrics.session_l2_misses, sessions.l2_misses.load(Ordering::Relaxed));
     set(&metrics.rate_checks_degraded, state.admission.limiter.degraded());
     metrics.redis_writes_waiting.set(state.cluster.waiting_writes() as i64);
     if let Some(pool) = &state.pool {

@@ -46,6 +46,7 @@ pub async fn create(_: Manager, body: Body, state: web::Data<AppState>) -> Resul
         role: call.role,
         tier: call.tier,
         anonymous: false,
+        login: None,
         ttl: call.ttl_seconds.map(Duration::from_secs),
     };
     let (token, session) = state.sessions.create(new).await?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::channel::Published;
-use crate::cluster::{LocalCluster, RedisCluster, Ttls};
+use crate::cluster::{Asides, LocalCluster, RedisCluster, Ttls};
 use crate::config::Args;
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
@@ -447,7 +447,7 @@ fn away(state: &AppState) -> Cluster {
     let arbiter = actix::Arbiter::new().handle();
     let metrics = Arc::clone(&state.metrics);
     let ids = Ids::new(state.node);
-    Cluster::Redis(RedisCluster::start(ids, nowhere(), ttls, metrics, Arc::new(|_| {}), arbiter))
+    Cluster::Redis(RedisCluster::start(ids, nowhere(), ttls, metrics, Asides::none(), arbiter))
 }
 
 #[actix_web::test]

@@ -10,6 +10,7 @@
 //! round trip, which is too much for each event.
 
 mod connection;
+mod rest;
 mod servers;
 mod sentinels;
 
@@ -22,6 +23,7 @@ use deadpool_redis::Manager as SingleManager;
 use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, ServerErrorKind};
 
 pub use connection::{Connection, Endpoint};
+pub use rest::{REST, Rest};
 pub use servers::{Servers, Watch};
 
 use crate::config::{RedisAddress, RedisServers};

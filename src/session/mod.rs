@@ -1,30 +1,39 @@
 //! Opaque sessions: proof of who connects, kept in Redis and, for moments, in this process.
 //!
-//! A session is a random token; what it stands for is the JSON at `session:{token}`. Validation
-//! looks in L1 (this process), then in Redis. An L1 entry lives ten seconds at most, so that a
-//! revocation whose message was lost heals by itself. Sessions slide: a use extends them.
+//! A session is a random token; what it stands for is the JSON at `session:{token}`. Validation looks in L1 (this
+//! process, see [`Near`]), then asks the [`SessionFilter`] whether there can be such a session at all, then
+//! Redis. Any node validates what any other made, whether that one still runs or not. A revocation is announced,
+//! and L1 serves a copy without asking only while it knows of every revocation older than a second. Sessions slide:
+//! a use extends them.
 //!
-//! **When Redis is away** a session that L1 holds stays valid until its entry ends; any other is
-//! [`SessionError::Unavailable`], which is not "invalid" and never "valid" (answer 503). Sessions
-//! can be neither made nor revoked meanwhile.
+//! A user's sessions are listed in `cache:session:user:{id}`, a sorted set of tokens by when they end; what is
+//! listed and gone is dropped from it by whoever looks.
 //!
-//! **Without Redis** (a single node) the cache is the store: it holds [`CAPACITY`] sessions, and
-//! when it is full the one unused for longest ends early and its owner signs in again.
+//! **When Redis is away** a session that L1 holds stays valid until its entry ends, ten seconds after it was last
+//! read at most; any other is [`SessionError::Unavailable`], which is not "invalid" and never "valid" (answer 503).
+//! Sessions can be neither made nor revoked meanwhile, except by a part of the cluster that reaches a Redis which
+//! this node does not: then those ten seconds are how long this node goes on believing.
+//!
+//! **Without Redis** (a single node) the cache is the store: it holds [`CAPACITY`] sessions, and when it is full
+//! the one unused for longest ends early and its owner signs in again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod filter;
+
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use moka::Expiry;
-use moka::future::Cache;
-use moka::policy::EvictionPolicy;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
+use crate::cache::{Found, Hearing, Loaded, Near};
 use crate::keys;
 use crate::logging::Seldom;
-use crate::redis_pool::{RedisError, RedisPool};
+use crate::metrics::{CacheMetrics, Metrics};
+use crate::redis_pool::{RedisError, RedisPool, Rest};
+
+pub use filter::{FILTER_TOPIC, SessionFilter};
 
 /// Where a revoked token is announced to the other nodes. The message is the token itself, worth
 /// nothing by then; it still belongs in no log.
@@ -38,9 +47,17 @@ const L1_LIFE: Duration = Duration::from_secs(10);
 const TTL_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 const MAX_TOKEN_BYTES: usize = 512;
+/// What our own tokens begin with: who else writes sessions is free in his, and the filter knows only ours.
+const OURS: &str = "rcs_";
+/// How long a token that the filter does not know waits for what was announced before it came.
+const CATCH_UP: Duration = Duration::from_millis(250);
+/// How often all of a user's sessions are looked for, since one can be made meanwhile.
+const REVOKE_ROUNDS: u32 = 3;
 
 static REVOKE: LazyLock<redis::Script> =
-    LazyLock::new(|| redis::Script::new(include_str!("scripts/session_revoke.lua")));
+    LazyLock::new(|| redis::Script::new(include_str!("../scripts/session_revoke.lua")));
+static LIST: LazyLock<redis::Script> =
+    LazyLock::new(|| redis::Script::new(include_str!("../scripts/session_list.lua")));
 
 /// Who a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +77,9 @@ pub struct Session {
     /// How far each use extends it; the manager's TTL if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
+    /// The sign-in with a password that it comes from, also through refresh tokens; none for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
     /// Unix seconds, as of this validation. Not stored: it slides, and the key's TTL is the truth.
     #[serde(skip)]
     pub expires_at: u64,
@@ -73,6 +93,8 @@ pub struct NewSession {
     pub role: Option<String>,
     pub tier: Option<String>,
     pub anonymous: bool,
+    /// The sign-in that it comes from.
+    pub login: Option<String>,
     /// Its own life, from a second to a year; the manager's if none.
     pub ttl: Option<Duration>,
 }
@@ -94,90 +116,40 @@ pub enum SessionError {
     NoRandomness,
 }
 
-/// How often each tier had the session. Without Redis, L2 stays at zero.
-#[derive(Debug, Default)]
-pub struct TierCounters {
-    pub l1_hits: AtomicU64,
-    pub l1_misses: AtomicU64,
-    pub l2_hits: AtomicU64,
-    pub l2_misses: AtomicU64,
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Makes, validates and revokes sessions. Clones are cheap and share everything.
+/// Makes, validates, lists and revokes sessions. Clones are cheap and share everything.
 #[derive(Clone)]
 pub struct SessionManager(Arc<Inner>);
 
 struct Inner {
     redis: Option<RedisPool>,
     ttl: Duration,
-    l1: Cache<String, Entry>,
-    /// Counts everything forgotten. A load that began at an older count may have read what was
-    /// revoked since, and so must not be believed.
-    forgotten: AtomicU64,
-    counters: TierCounters,
-}
-
-#[derive(Clone)]
-struct Entry {
-    session: Arc<Session>,
-    life: Duration,
-    /// Whether a read extends the entry: only where the cache is the store.
-    slides: bool,
-    /// [`Inner::forgotten`] when the load began.
-    loaded_at: u64,
-}
-
-struct EntryLife;
-
-impl Expiry<String, Entry> for EntryLife {
-    fn expire_after_create(&self, _: &String, entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(entry.life)
-    }
-
-    fn expire_after_read(
-        &self,
-        _: &String,
-        entry: &Entry,
-        _: Instant,
-        left: Option<Duration>,
-        _: Instant,
-    ) -> Option<Duration> {
-        if entry.slides { Some(entry.life) } else { left }
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &String,
-        entry: &Entry,
-        _: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(entry.life)
-    }
-}
-
-/// Why a load left nothing in L1.
-enum Miss {
-    Absent,
-    Failed(RedisError),
+    near: Near<Option<Arc<Session>>, RedisError>,
+    hearing: Hearing,
+    /// For copies that are doubtful: they can do without Redis for a while.
+    rest: Rest,
+    /// None without Redis, and with a Redis Cluster.
+    filter: Option<SessionFilter>,
+    metrics: CacheMetrics,
 }
 
 impl SessionManager {
     /// Sessions that live `ttl` from their last use, shared through `pool` or, without one, known
-    /// to this process only.
+    /// to this process only. Nobody listens to revocations by others: L1 asks Redis again each second.
     pub fn new(pool: Option<RedisPool>, ttl: Duration) -> Self {
-        let l1 = Cache::builder()
-            .max_capacity(CAPACITY)
-            // The default policy may refuse a new entry when full: a sign-in that fails at once.
-            .eviction_policy(EvictionPolicy::lru())
-            .expire_after(EntryLife)
-            .build();
-        let (forgotten, counters) = (AtomicU64::new(0), TierCounters::default());
-        Self(Arc::new(Inner { redis: pool, ttl, l1, forgotten, counters }))
+        Self::of_node(pool, ttl, Hearing::default(), &Metrics::default())
+    }
+
+    /// The same for a node that hears: whoever confirms `hearing` subscribes to [`REVOKED_TOPIC`] and
+    /// [`FILTER_TOPIC`], and calls [`SessionManager::forget`], [`SessionManager::forget_all`] and
+    /// [`SessionFilter::heard`] accordingly.
+    pub fn of_node(pool: Option<RedisPool>, ttl: Duration, hearing: Hearing, metrics: &Metrics) -> Self {
+        let counters = metrics.cache("session");
+        let near = Near::new(CAPACITY, pool.as_ref().map(|_| hearing.clone()), counters.l1.clone());
+        // A cluster hands announcements on from node to node: that a ping was answered says nothing of them.
+        let filter = pool.clone().filter(|pool| !pool.servers().is_cluster());
+        let filter = filter.map(|pool| SessionFilter::new(pool, metrics));
+        let rest = Rest::new();
+        Self(Arc::new(Inner { redis: pool, ttl, near, hearing, rest, filter, metrics: counters }))
     }
 
     /// Makes a session with the manager's own TTL. Gives its token, the only copy, and the session.
@@ -216,15 +188,20 @@ impl SessionManager {
             anonymous: new.anonymous,
             created_at: now,
             ttl_seconds: new.ttl.map(|ttl| ttl.as_secs()),
+            login: new.login,
             expires_at: now + ttl.as_secs(),
         };
         let inner = &self.0;
-        let loaded_at = inner.forgotten.load(Ordering::Acquire);
+        let mark = inner.near.mark();
         if let Some(redis) = &inner.redis {
+            // First, so that nobody can be refused with a token that he has.
+            if let Some(filter) = &inner.filter {
+                filter.add(&token).await?;
+            }
+            list(redis, &session.user_id, &token, ttl).await?;
             redis.query::<()>(&set_command(&token, &session, ttl)).await?;
         }
-        let entry = inner.entry(session.clone(), ttl, loaded_at);
-        inner.l1.insert(token.clone(), entry).await;
+        inner.near.put(&token, Some(Arc::new(session.clone())), inner.near_life(ttl), mark).await;
         Ok((token, session))
     }
 
@@ -237,30 +214,32 @@ impl SessionManager {
             return Ok(None);
         }
         let inner = &self.0;
-        if let Some(entry) = inner.l1.get(token).await {
-            count(&inner.counters.l1_hits);
-            return Ok(Some(inner.seen(&entry)));
-        }
-        count(&inner.counters.l1_misses);
-        let Some(redis) = &inner.redis else { return Ok(None) };
-
-        let loaded = inner.l1.try_get_with_by_ref(token, inner.load(redis, token)).await;
-        let loaded = match loaded {
-            Ok(entry) if entry.loaded_at != inner.forgotten.load(Ordering::Acquire) => {
-                // Something was revoked while this load, perhaps begun by another caller, was
-                // under way. It may have been this token: look again, and keep nothing.
-                inner.l1.invalidate(token).await;
-                inner.load(redis, token).await.map_err(Arc::new)
-            }
-            other => other,
+        let held = match inner.near.get(token).await {
+            Some(Found::Sure(session)) => return Ok(session.map(|session| inner.seen(&session))),
+            Some(Found::Doubtful(session, left)) => Some((session, left)),
+            None => None,
         };
-        match loaded {
-            Ok(entry) => Ok(Some(Session::clone(&entry.session))),
-            Err(miss) => match &*miss {
-                Miss::Absent => Ok(None),
-                Miss::Failed(error) => Err(error.clone().into()),
-            },
+        let Some(redis) = &inner.redis else { return Ok(None) };
+        if held.is_none() && inner.is_ruled_out(token).await {
+            return Ok(None);
         }
+        let load = || async {
+            let Some((session, left)) = &held else { return inner.load(redis, token).await };
+            let loaded = match inner.rest.may_try() {
+                true => inner.load(redis, token).await,
+                false => Err(RedisError::Away),
+            };
+            match loaded {
+                Err(RedisError::Away) => {
+                    inner.metrics.unshared.inc();
+                    Ok(Loaded { value: session.clone(), life: *left })
+                }
+                loaded => loaded,
+            }
+        };
+        // Boxed: a copy in L1, as mostly, need not pay for the room that asking further takes.
+        let session = Box::pin(inner.near.load(token, load)).await?;
+        Ok(session.map(|session| Session::clone(&session)))
     }
 
     /// Ends a session everywhere. Says whether there was one.
@@ -273,21 +252,96 @@ impl SessionManager {
         }
         let inner = &self.0;
         let Some(redis) = &inner.redis else {
-            return Ok(inner.l1.remove(token).await.is_some());
+            return Ok(inner.near.take(token).await.is_some());
         };
         let key = keys::session(token);
         let deleted = redis.script::<bool>(REVOKE.key(key).arg(REVOKED_TOPIC).arg(token)).await;
         // After Redis, so that no load can bring back what it still held; and whatever Redis said.
-        self.forget(token).await;
+        inner.near.forget(token).await;
         Ok(deleted?)
+    }
+
+    /// The sessions of `user` with their tokens, the oldest first.
+    ///
+    /// # Errors
+    /// [`SessionError::Unavailable`].
+    pub async fn sessions_of(&self, user: &str) -> Result<Vec<(String, Session)>, SessionError> {
+        let inner = &self.0;
+        let mut found = Vec::new();
+        match &inner.redis {
+            None => {
+                for (token, session) in inner.near.all() {
+                    if let Some(session) = session.filter(|session| session.user_id == user) {
+                        found.push((token.to_string(), inner.seen(&session)));
+                    }
+                }
+            }
+            Some(redis) => {
+                let index = keys::sessions_of(user);
+                let tokens: Vec<String> =
+                    redis.query(redis::cmd("ZRANGE").arg(&index).arg(0).arg(-1)).await?;
+                // Few at a time: a pipeline is answered as a whole.
+                for some in tokens.chunks(500) {
+                    let mut pipeline = redis::pipe();
+                    for token in some {
+                        pipeline.get(keys::session(token)).pttl(keys::session(token));
+                    }
+                    let answers: Vec<(Option<String>, i64)> = redis.pipeline(&pipeline).await?;
+                    let mut gone = redis::cmd("ZREM");
+                    gone.arg(&index);
+                    let mut any_gone = false;
+                    for (token, (json, left)) in some.iter().zip(answers) {
+                        match json.as_deref().and_then(parse).filter(|session| session.user_id == user) {
+                            Some(mut session) => {
+                                session.expires_at = unix_now() + u64::try_from(left).unwrap_or(0) / 1_000;
+                                found.push((token.clone(), session));
+                            }
+                            None => {
+                                gone.arg(token);
+                                any_gone = true;
+                            }
+                        }
+                    }
+                    if any_gone {
+                        redis.query::<()>(&gone).await?;
+                    }
+                }
+            }
+        }
+        found.sort_by(|(a, one), (b, other)| (one.created_at, a).cmp(&(other.created_at, b)));
+        Ok(found)
+    }
+
+    /// Ends those sessions of `user` everywhere that `which` names. Gives their tokens.
+    ///
+    /// # Errors
+    /// [`SessionError::Unavailable`]: some may have ended.
+    pub async fn revoke_of(
+        &self,
+        user: &str,
+        which: impl Fn(&str, &Session) -> bool,
+    ) -> Result<Vec<String>, SessionError> {
+        let mut ended = Vec::new();
+        for _ in 0..REVOKE_ROUNDS {
+            let mut all = self.sessions_of(user).await?;
+            all.retain(|(token, session)| which(token, session));
+            if all.is_empty() {
+                break;
+            }
+            for (token, _) in all {
+                if self.revoke(&token).await? {
+                    ended.push(token);
+                }
+            }
+        }
+        Ok(ended)
     }
 
     /// Drops `token` from L1: another node said that it is revoked. Without Redis there is no
     /// other node and this does nothing.
     pub async fn forget(&self, token: &str) {
         if self.0.redis.is_some() {
-            self.0.forgotten.fetch_add(1, Ordering::AcqRel);
-            self.0.l1.invalidate(token).await;
+            self.0.near.forget(token).await;
         }
     }
 
@@ -295,61 +349,105 @@ impl SessionManager {
     /// [`REVOKED_TOPIC`] is back after a loss. Without Redis this does nothing.
     pub fn forget_all(&self) {
         if self.0.redis.is_some() {
-            self.0.forgotten.fetch_add(1, Ordering::AcqRel);
-            self.0.l1.invalidate_all();
+            self.0.near.forget_all();
         }
     }
 
+    /// The filter before Redis, where there is one.
+    pub fn filter(&self) -> Option<&SessionFilter> {
+        self.0.filter.as_ref()
+    }
+
     /// Hits and misses since the start.
-    pub fn counters(&self) -> &TierCounters {
-        &self.0.counters
+    pub fn counters(&self) -> &CacheMetrics {
+        &self.0.metrics
     }
 }
 
 impl Inner {
+    /// Whether `token` is known to stand for nothing, without asking Redis for it.
+    async fn is_ruled_out(&self, token: &str) -> bool {
+        let Some(filter) = &self.filter else { return false };
+        if !is_ours(token) || filter.may_hold(token) {
+            return false;
+        }
+        // It may be so new that its announcement is on its way.
+        let ruled_out = self.hearing.catch_up(CATCH_UP).await && !filter.may_hold(token);
+        if ruled_out {
+            filter.note_refusal();
+        }
+        ruled_out
+    }
+
     /// Reads the session from Redis and extends it there if a tenth of its life is over.
-    async fn load(&self, redis: &RedisPool, token: &str) -> Result<Entry, Miss> {
-        let loaded_at = self.forgotten.load(Ordering::Acquire);
+    async fn load(&self, redis: &RedisPool, token: &str) -> Result<Loaded<Option<Arc<Session>>>, RedisError> {
+        let absent = Loaded { value: None, life: Duration::ZERO };
         let key = keys::session(token);
+        let began = std::time::Instant::now();
         let (json, left): (Option<String>, i64) =
-            redis.pipeline(redis::pipe().get(&key).pttl(&key)).await.map_err(Miss::Failed)?;
+            match redis.pipeline(redis::pipe().get(&key).pttl(&key)).await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.rest.failed();
+                    return Err(error);
+                }
+            };
+        self.rest.succeeded();
+        self.metrics.l2.seconds.observe(began.elapsed().as_secs_f64());
         let Some(mut session) = json.as_deref().and_then(parse) else {
-            count(&self.counters.l2_misses);
-            return Err(Miss::Absent);
+            self.metrics.l2.misses.inc();
+            if let Some(filter) = self.filter.as_ref().filter(|_| is_ours(token)) {
+                filter.note_miss();
+            }
+            return Ok(absent);
         };
-        count(&self.counters.l2_hits);
+        self.metrics.l2.hits.inc();
         let ttl = session.ttl_seconds.map_or(self.ttl, Duration::from_secs);
         // Negative: no TTL at all (or gone between the two reads); then it gets one (or nothing happens).
         let mut left = Duration::from_millis(left.try_into().unwrap_or(0));
         if left < ttl * 9 / 10 {
             match redis.query::<bool>(redis::cmd("PEXPIRE").arg(&key).arg(millis(ttl))).await {
-                Ok(true) => left = ttl,
-                Ok(false) => return Err(Miss::Absent),
+                Ok(true) => {
+                    left = ttl;
+                    if let Err(error) = list(redis, &session.user_id, token, ttl).await {
+                        tracing::debug!(%error, "a session's end was not noted in the list of its user");
+                    }
+                }
+                Ok(false) => return Ok(absent),
                 // It is valid all the same; the next use extends it.
                 Err(error) => tracing::debug!(%error, "a session was not extended"),
             }
         }
         session.expires_at = unix_now() + left.as_secs();
-        let mut entry = self.entry(session, ttl, loaded_at);
-        entry.life = entry.life.min(left);
-        Ok(entry)
+        Ok(Loaded { value: Some(Arc::new(session)), life: self.near_life(ttl).min(left) })
     }
 
-    fn entry(&self, session: Session, ttl: Duration, loaded_at: u64) -> Entry {
-        let slides = self.redis.is_none();
-        // With Redis a tenth of the TTL at most: a session in use comes to Redis in time to be extended.
-        let life = if slides { ttl } else { L1_LIFE.min(ttl / 10) };
-        Entry { session: Arc::new(session), life, slides, loaded_at }
+    /// How long L1 holds a session of this `ttl`.
+    fn near_life(&self, ttl: Duration) -> Duration {
+        match self.redis {
+            None => ttl,
+            // A tenth of the TTL at most: a session in use comes to Redis in time to be extended.
+            Some(_) => L1_LIFE.min(ttl / 10),
+        }
     }
 
     /// The session as this use leaves it.
-    fn seen(&self, entry: &Entry) -> Session {
-        let mut session = Session::clone(&entry.session);
-        if entry.slides {
-            session.expires_at = unix_now() + entry.life.as_secs();
+    fn seen(&self, session: &Session) -> Session {
+        let mut session = session.clone();
+        if self.redis.is_none() {
+            let ttl = session.ttl_seconds.unwrap_or(self.ttl.as_secs());
+            session.expires_at = unix_now() + ttl;
         }
         session
     }
+}
+
+/// Notes in the list of `user` when the session of `token` ends, and drops what has ended.
+async fn list(redis: &RedisPool, user: &str, token: &str, ttl: Duration) -> Result<(), RedisError> {
+    let (now, ttl) = (unix_now() * 1_000, millis(ttl));
+    let mut call = LIST.key(keys::sessions_of(user));
+    call.arg(token).arg(now).arg(ttl);
+    redis.script(&call).await
 }
 
 fn set_command(token: &str, session: &Session, ttl: Duration) -> redis::Cmd {
@@ -380,10 +478,20 @@ fn is_token_shaped(token: &str) -> bool {
     (1..=MAX_TOKEN_BYTES).contains(&token.len()) && !token.chars().any(char::is_control)
 }
 
+/// Whether a node made this token, rather than another service that writes sessions too.
+fn is_ours(token: &str) -> bool {
+    token.starts_with(OURS)
+}
+
+/// A name for a session by which it can be told apart and not used.
+pub fn handle(token: &str) -> String {
+    Sha256::digest(token).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn random_token() -> Result<String, SessionError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|_| SessionError::NoRandomness)?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
+    Ok(format!("{OURS}{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
 fn unix_now() -> u64 {
@@ -481,37 +589,57 @@ mod tests {
         let fresh = SessionManager::new(Some(redis.pool()), HOUR);
         let answers = join_all((0..50).map(|_| fresh.validate_session(&token))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Ok(Some(_)))));
-        assert_eq!(fresh.counters().l2_hits.load(Ordering::Relaxed), 1);
-        assert_eq!(fresh.counters().l1_misses.load(Ordering::Relaxed), 50);
+        assert_eq!((fresh.counters().l2.hits.get(), fresh.counters().l1.misses.get()), (1, 50));
         fresh.validate_session(&token).await.unwrap();
-        assert_eq!(fresh.counters().l1_hits.load(Ordering::Relaxed), 1);
+        assert_eq!(fresh.counters().l1.hits.get(), 1);
     }
 
     #[tokio::test]
-    async fn a_revocation_during_a_load_is_not_undone_by_it() {
+    async fn unheard_of_revocations_are_believed_for_a_second_at_most() {
         let redis = TestRedis::start();
-        let (a, b) =
-            (SessionManager::new(Some(redis.pool()), HOUR), SessionManager::new(Some(redis.pool()), HOUR));
-        let (token, _) = a.create(named("u1")).await.unwrap();
-        let stale = b.0.load(&redis.pool(), &token).await.ok().unwrap();
-        let (open, gate) = tokio::sync::oneshot::channel::<()>();
-        let slow_load = b.0.l1.try_get_with(token.clone(), async {
-            gate.await.unwrap();
-            Ok::<_, Miss>(stale)
-        });
-        let late = async {
-            a.revoke(&token).await.unwrap();
-            b.forget(&token).await;
-            let validate = b.validate_session(&token);
-            let release = async {
-                tokio::task::yield_now().await;
-                open.send(()).unwrap();
+        let sessions = SessionManager::new(Some(redis.pool()), HOUR);
+        let (token, _) = sessions.create(named("u1")).await.unwrap();
+        let () = redis.pool().query(&redis::Cmd::del(keys::session(&token))).await.unwrap();
+        assert!(sessions.validate_session(&token).await.unwrap().is_some());
+        pause(1_000).await;
+        assert_eq!(sessions.validate_session(&token).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_users_sessions_are_listed_and_ended_together() {
+        let redis = TestRedis::start();
+        for pool in [None, Some(redis.pool())] {
+            let sessions = SessionManager::new(pool.clone(), HOUR);
+            let mut tokens = Vec::new();
+            for login in ["a", "a", "b"] {
+                let new = NewSession { login: Some(login.into()), ..named("u:1") };
+                tokens.push(sessions.create(new).await.unwrap().0);
+            }
+            let (other, _) = sessions.create(named("u2")).await.unwrap();
+            let listed = |all: Vec<(String, Session)>| -> std::collections::BTreeSet<String> {
+                all.into_iter().map(|(token, _)| token).collect()
             };
-            tokio::join!(validate, release).0
-        };
-        let (_, answer) = tokio::join!(slow_load, late);
-        assert_eq!(answer, Ok(None));
-        assert!(!b.0.l1.contains_key(&token));
+            let all = sessions.sessions_of("u:1").await.unwrap();
+            assert!(all.iter().all(|(_, session)| session.expires_at >= unix_now() + 3590));
+            assert_eq!(listed(all), tokens.iter().cloned().collect());
+            // What has gone otherwise is dropped from the list.
+            assert_eq!(sessions.revoke(&tokens[0]).await, Ok(true));
+            assert_eq!(sessions.sessions_of("u:1").await.unwrap().len(), 2);
+            if let Some(pool) = &pool {
+                let card: u64 =
+                    pool.query(redis::cmd("ZCARD").arg("cache:session:user:u%3A1")).await.unwrap();
+                assert_eq!(card, 2);
+                let left: i64 = pool.query(&redis::Cmd::ttl("cache:session:user:u%3A1")).await.unwrap();
+                assert!((3590..=3600).contains(&left));
+            }
+            let ended = sessions.revoke_of("u:1", |_, session| session.login.as_deref() == Some("b")).await;
+            assert_eq!(ended, Ok(vec![tokens[2].clone()]));
+            assert_eq!(sessions.revoke_of("u:1", |_, _| true).await.unwrap().len(), 1);
+            for token in &tokens {
+                assert_eq!(sessions.validate_session(token).await, Ok(None));
+            }
+            assert!(sessions.validate_session(&other).await.unwrap().is_some());
+        }
     }
 
     #[tokio::test]
@@ -566,7 +694,7 @@ mod tests {
     #[test]
     fn tokens_are_long_and_differ() {
         let (one, two) = (random_token().unwrap(), random_token().unwrap());
-        assert_eq!(one.len(), 43);
+        assert_eq!((one.len(), is_ours(&one), handle(&one).len()), (47, true, 16));
         assert!(one != two && is_token_shaped(&one) && keys::encode(&one) == one);
     }
 }
