@@ -5,18 +5,18 @@
 //! token that only it could know is neither right nor wrong: where that matters, the answer is 503.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 
+use crate::address::client_address;
 use crate::config::{AuthMode, Config, Origins};
 use crate::dialects::check_user;
 use crate::health::Trouble;
@@ -24,7 +24,7 @@ use crate::hub::Tie;
 use crate::jwt::{Claims, JwtVerifier, looks_like_jwt};
 use crate::metrics::Metrics;
 use crate::quota::{Full, Place, Quotas};
-use crate::rate_limit::{RateLimiter, Subject};
+use crate::rate_limit::{Allowances, Decision, RateLimiter, Subject};
 use crate::session::{Session, SessionManager};
 
 /// The cookie that may hold a session's token.
@@ -39,9 +39,6 @@ const API_KEY: &str = "apikey";
 const QUERY_NAMES: [&str; 3] = ["access_token", "token", API_KEY];
 /// The role of a token that stands for a project and not for a person.
 const ANON_ROLE: &str = "anon";
-
-/// By how much a tier multiplies the rate limit of its users. All others have the plain one.
-const TIERS: [(&str, u32); 2] = [("pro", 5), ("enterprise", 25)];
 
 /// What proved an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,9 +121,11 @@ pub enum Refusal {
     #[error("this origin may not connect")]
     Origin,
     #[error("too many calls from this address")]
-    AddressRate { retry_after: u64 },
+    AddressRate(Decision),
     #[error("too many calls by this user")]
-    UserRate { retry_after: u64 },
+    UserRate(Decision),
+    #[error("too many attempts to sign in; wait a moment")]
+    SignInRate(Decision),
     #[error("too many connections from this address; at most {0} on a node")]
     AddressFull(usize),
     #[error("too many connections of this user; at most {0} on a node")]
@@ -146,8 +145,9 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Refusal::Origin | Refusal::NotTrusted => StatusCode::FORBIDDEN,
-            Refusal::AddressRate { .. }
-            | Refusal::UserRate { .. }
+            Refusal::AddressRate(_)
+            | Refusal::UserRate(_)
+            | Refusal::SignInRate(_)
             | Refusal::AddressFull(_)
             | Refusal::UserFull(_) => StatusCode::TOO_MANY_REQUESTS,
             Refusal::NoSession | Refusal::NoServiceKey => StatusCode::UNAUTHORIZED,
@@ -158,7 +158,9 @@ impl Refusal {
     /// After how many seconds it is worth trying again.
     pub fn retry_after(self) -> Option<u64> {
         match self {
-            Refusal::AddressRate { retry_after } | Refusal::UserRate { retry_after } => Some(retry_after),
+            Refusal::AddressRate(over) | Refusal::UserRate(over) | Refusal::SignInRate(over) => {
+                Some(over.whole_seconds())
+            }
             Refusal::StoreAway => Some(2),
             Refusal::AddressFull(_) | Refusal::UserFull(_) => Some(5),
             _ => None,
@@ -191,7 +193,7 @@ impl Admission {
     /// The first check that it does not pass.
     pub async fn admit(&self, request: &HttpRequest) -> Result<Admitted, Refusal> {
         let (addr, tokens) = self.enter(request).await?;
-        let identity = match self.recognise(&tokens).await? {
+        let identity = match self.recognise(request, &tokens).await? {
             Caller::User(identity) => Some(identity),
             Caller::Unknown => return Err(self.refuse(Refusal::StoreAway)),
             Caller::Nobody if self.config.auth == AuthMode::Session => {
@@ -229,7 +231,7 @@ impl Admission {
             return Ok(Caller::Service);
         }
         let (_, tokens) = self.enter(request).await?;
-        self.recognise(&tokens).await
+        self.recognise(request, &tokens).await
     }
 
     /// The same where it can be said without asking anybody: nothing is limited by address, no
@@ -297,20 +299,21 @@ impl Admission {
         let addr = client_address(request.peer_addr(), request.headers(), &self.config.trusted_proxies);
         if self.config.rate_ip > 0 {
             let decision = self.limiter.check(Subject::Ip(addr), self.config.rate_ip).await;
+            Allowances::of(request, |allowances| allowances.address = Some(decision));
             if !decision.allowed {
-                return Err(self.refuse(Refusal::AddressRate { retry_after: whole_seconds(decision.reset) }));
+                return Err(self.refuse(Refusal::AddressRate(decision)));
             }
         }
         Ok((addr, tokens(request.query_string(), request.headers(), cookies_count)))
     }
 
     /// Who the first valid token belongs to, limited by user.
-    async fn recognise(&self, tokens: &[Token<'_>]) -> Result<Caller, Refusal> {
+    async fn recognise(&self, request: &HttpRequest, tokens: &[Token<'_>]) -> Result<Caller, Refusal> {
         let mut best = Caller::Nobody;
         for token in tokens {
             match self.read(&token.text).await {
                 Caller::User(identity) => {
-                    self.limit_user(&identity).await?;
+                    self.limit_user(request, &identity).await?;
                     return Ok(Caller::User(identity));
                 }
                 Caller::Nobody => {}
@@ -326,8 +329,8 @@ impl Admission {
     /// Whom `token` stands for. Limits nothing: also for tokens that come over a socket later.
     pub async fn read(&self, token: &str) -> Caller {
         if looks_like_jwt(token) {
-            let claims = self.jwt.verify(token, unix_seconds());
-            return claims.map_or(Caller::Nobody, |claims| self.of_claims(claims));
+            let claims = Box::pin(self.jwt.verified(token, unix_seconds())).await;
+            return claims.map_or(Caller::Nobody, |claims| self.of_claims(&claims));
         }
         // Boxed, so that whoever sends no token, as most sockets, does not pay for the room it takes.
         match Box::pin(self.sessions.validate_session(token)).await {
@@ -337,34 +340,51 @@ impl Admission {
         }
     }
 
-    fn of_claims(&self, claims: Claims) -> Caller {
-        let Some(user) = claims.sub.filter(|sub| !sub.is_empty()) else {
+    fn of_claims(&self, claims: &Claims) -> Caller {
+        let Some(user) = claims.sub.as_deref().filter(|sub| !sub.is_empty()) else {
             let anon = self.config.anonymous && claims.role.as_deref() == Some(ANON_ROLE);
             return if anon { Caller::Anonymous } else { Caller::Nobody };
         };
-        if check_user(&user, &self.config.limits).is_err() {
+        if check_user(user, &self.config.limits).is_err() {
             return Caller::Nobody;
         }
         Caller::User(Identity {
             user: user.into(),
             token: TokenKind::Jwt { exp: claims.exp },
-            email: claims.email,
-            role: claims.role,
-            tier: claims.tier,
+            email: claims.email.clone(),
+            role: claims.role.clone(),
+            tier: claims.tier.clone(),
             anonymous: claims.anonymous,
         })
     }
 
-    async fn limit_user(&self, identity: &Identity) -> Result<(), Refusal> {
+    async fn limit_user(&self, request: &HttpRequest, identity: &Identity) -> Result<(), Refusal> {
         if self.config.rate_user == 0 {
             return Ok(());
         }
-        let limit = user_limit(self.config.rate_user, identity.tier.as_deref());
+        let limit = self.config.tiers.limit(self.config.rate_user, identity.tier.as_deref());
         let decision = self.limiter.check(Subject::User(&identity.user), limit).await;
-        if decision.allowed {
-            return Ok(());
+        Allowances::of(request, |allowances| allowances.user = Some(decision));
+        if decision.allowed { Ok(()) } else { Err(self.refuse(Refusal::UserRate(decision))) }
+    }
+
+    /// Counts an attempt to sign in to `account`, or to make it, against its address and the account.
+    ///
+    /// # Errors
+    /// The limit that it exceeds.
+    pub async fn attempt(&self, request: &HttpRequest, account: &str) -> Result<(), Refusal> {
+        let addr = client_address(request.peer_addr(), request.headers(), &self.config.trusted_proxies);
+        let subjects = [
+            (Subject::SignInIp(addr), self.config.rate_sign_in_ip),
+            (Subject::SignInAccount(account), self.config.rate_sign_in_account),
+        ];
+        for (subject, limit) in subjects {
+            let decision = self.limiter.check(subject, limit).await;
+            if !decision.allowed {
+                return Err(self.refuse(Refusal::SignInRate(decision)));
+            }
         }
-        Err(self.refuse(Refusal::UserRate { retry_after: whole_seconds(decision.reset) }))
+        Ok(())
     }
 
     fn has_service_key(&self, headers: &HeaderMap) -> bool {
@@ -378,8 +398,9 @@ impl Admission {
     fn refuse(&self, refusal: Refusal) -> Refusal {
         match refusal {
             Refusal::Origin => self.metrics.origin_refusals.inc(),
-            Refusal::AddressRate { .. } => self.metrics.rate_refusals_ip.inc(),
-            Refusal::UserRate { .. } => self.metrics.rate_refusals_user.inc(),
+            Refusal::AddressRate(_) => self.metrics.rate_refusals_ip.inc(),
+            Refusal::UserRate(_) => self.metrics.rate_refusals_user.inc(),
+            Refusal::SignInRate(_) => self.metrics.rate_refusals_sign_in.inc(),
             Refusal::AddressFull(_) | Refusal::UserFull(_) => self.metrics.quota_refusals.inc(),
             Refusal::NoSession | Refusal::NoServiceKey | Refusal::NotTrusted | Refusal::StoreAway => {
                 self.metrics.session_refusals.inc()
@@ -398,17 +419,6 @@ fn of_session(token: &str, session: Session) -> Identity {
         tier: session.tier,
         anonymous: session.anonymous,
     }
-}
-
-/// How many calls a user of `tier` may make where others may make `limit`.
-fn user_limit(limit: u32, tier: Option<&str>) -> u32 {
-    let factor = TIERS.iter().find(|(name, _)| Some(*name) == tier).map_or(1, |(_, factor)| *factor);
-    limit.saturating_mul(factor)
-}
-
-/// The seconds after which `time` is over.
-fn whole_seconds(time: Duration) -> u64 {
-    time.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX).max(1)
 }
 
 fn unix_seconds() -> u64 {
@@ -436,34 +446,6 @@ pub fn origin_allowed(origins: &Origins, origin: &str, host: Option<&str>) -> bo
             host.is_some_and(|host| host.strip_suffix(port).unwrap_or(host).eq_ignore_ascii_case(ours))
         }
     }
-}
-
-/// The address that counts as the client's: the peer's, or, where the peer is a trusted proxy, the
-/// rightmost one in `X-Forwarded-For` that is not. What stands left of it anyone could have written.
-pub fn client_address(peer: Option<SocketAddr>, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    // Without an address, as over a Unix socket, all share one.
-    let mut nearest = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
-    let is_trusted = |addr: &IpAddr| trusted.iter().any(|net| net.contains(addr));
-    if trusted.is_empty() || !is_trusted(&nearest) {
-        return nearest;
-    }
-    let lines: Vec<&str> =
-        headers.get_all("x-forwarded-for").map(|line| line.to_str().unwrap_or_default()).collect();
-    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        let Some(addr) = hop_address(hop.trim()) else { break };
-        nearest = addr;
-        if !is_trusted(&addr) {
-            break;
-        }
-    }
-    nearest
-}
-
-/// An address as proxies write it: with or without port and brackets.
-fn hop_address(hop: &str) -> Option<IpAddr> {
-    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
-    let addr = bare.parse().or_else(|_| hop.parse().map(|with_port: SocketAddr| with_port.ip())).ok()?;
-    Some(IpAddr::to_canonical(&addr))
 }
 
 /// The tokens that came with a request, those meant for one person before those that may stand for

@@ -31,45 +31,6 @@ fn get(uri: &str) -> TestRequest {
     TestRequest::get().uri(uri).insert_header(("host", "here.example"))
 }
 
-fn from_peer(peer: &str, forwarded: &[&str], trusted: &[&str]) -> String {
-    let mut request = TestRequest::get();
-    for line in forwarded {
-        request = request.append_header(("x-forwarded-for", *line));
-    }
-    let trusted: Vec<IpNet> = trusted.iter().map(|net| net.parse().unwrap()).collect();
-    let request = request.to_http_request();
-    client_address(peer.parse().ok(), request.headers(), &trusted).to_string()
-}
-
-#[test]
-fn only_trusted_proxies_are_believed() {
-    let peer = "10.0.0.1:99";
-    assert_eq!(from_peer(peer, &["1.2.3.4"], &[]), "10.0.0.1");
-    assert_eq!(from_peer("127.0.0.1:99", &["1.2.3.4"], &["10.0.0.0/8"]), "127.0.0.1");
-    assert_eq!(from_peer("127.0.0.1:99", &["1.2.3.4"], &["127.0.0.0/8"]), "1.2.3.4");
-    // What the client wrote itself stands to the left of what the proxies saw.
-    assert_eq!(from_peer(peer, &["6.6.6.6, 1.2.3.4, 10.0.0.2"], &["10.0.0.0/8"]), "1.2.3.4");
-    assert_eq!(from_peer(peer, &["6.6.6.6", "1.2.3.4", "10.0.0.2"], &["10.0.0.0/8"]), "1.2.3.4");
-    assert_eq!(from_peer(peer, &[], &["10.0.0.0/8"]), "10.0.0.1");
-    assert_eq!(from_peer(peer, &["10.0.0.3, 10.0.0.2"], &["10.0.0.0/8"]), "10.0.0.3");
-    assert_eq!(from_peer(peer, &["1.2.3.4, unknown"], &["10.0.0.0/8"]), "10.0.0.1");
-    assert_eq!(from_peer("", &["1.2.3.4"], &["10.0.0.0/8"]), "0.0.0.0");
-}
-
-#[test]
-fn addresses_are_read_as_proxies_write_them() {
-    let peer = "[::ffff:10.0.0.1]:99";
-    for (written, read) in [
-        ("1.2.3.4:5678", "1.2.3.4"),
-        ("2001:db8::1", "2001:db8::1"),
-        ("[2001:db8::1]", "2001:db8::1"),
-        ("[2001:db8::1]:443", "2001:db8::1"),
-        ("::ffff:1.2.3.4", "1.2.3.4"),
-    ] {
-        assert_eq!(from_peer(peer, &[written], &["10.0.0.0/8"]), read, "{written}");
-    }
-}
-
 #[test]
 fn origins_are_compared_as_browsers_write_them() {
     let listed = Origins::Listed(vec!["https://app.example".into()]);
@@ -119,14 +80,6 @@ fn a_token_in_a_subprotocol_is_base64_of_either_alphabet() {
     assert_eq!(read("!"), None);
     assert_eq!(read("_w"), None, "no UTF-8");
     assert_eq!(protocol_token("phoenix"), None);
-}
-
-#[test]
-fn tiers_multiply_the_limit_of_a_user() {
-    assert_eq!((user_limit(120, None), user_limit(120, Some("free"))), (120, 120));
-    assert_eq!((user_limit(120, Some("pro")), user_limit(u32::MAX, Some("pro"))), (600, u32::MAX));
-    let seconds = |ms| whole_seconds(Duration::from_millis(ms));
-    assert_eq!((seconds(0), seconds(1_000), seconds(1_001)), (1, 1, 2));
 }
 
 #[test]
@@ -207,15 +160,15 @@ async fn claims_name_a_user_or_stand_for_a_project() {
         anonymous: false,
     };
     let open = admission(&[]);
-    let Caller::User(identity) = open.of_claims(claims(Some("ada"), Some("admin"))) else {
+    let Caller::User(identity) = open.of_claims(&claims(Some("ada"), Some("admin"))) else {
         panic!("a sub names a user")
     };
     assert_eq!((&*identity.user, identity.token), ("ada", TokenKind::Jwt { exp: Some(9) }));
-    assert_eq!(open.of_claims(claims(None, Some("anon"))), Caller::Anonymous);
-    assert_eq!(open.of_claims(claims(None, Some("service_role"))), Caller::Nobody);
-    assert_eq!(open.of_claims(claims(Some("__proto__"), None)), Caller::Nobody);
+    assert_eq!(open.of_claims(&claims(None, Some("anon"))), Caller::Anonymous);
+    assert_eq!(open.of_claims(&claims(None, Some("service_role"))), Caller::Nobody);
+    assert_eq!(open.of_claims(&claims(Some("__proto__"), None)), Caller::Nobody);
     let closed = admission(&["--auth", "session"]);
-    assert_eq!(closed.of_claims(claims(None, Some("anon"))), Caller::Nobody);
+    assert_eq!(closed.of_claims(&claims(None, Some("anon"))), Caller::Nobody);
 }
 
 #[actix_web::test]
@@ -228,13 +181,13 @@ async fn the_service_key_passes_all_limits() {
     }
     assert_eq!(admission.caller(&call("a-long-service-kez")).await, Ok(Caller::Nobody));
     let refused = admission.caller(&call("guess")).await.unwrap_err();
-    assert_eq!(refused, Refusal::AddressRate { retry_after: refused.retry_after().unwrap() });
+    assert!(matches!(refused, Refusal::AddressRate(_)) && refused.retry_after() > Some(50), "{refused:?}");
 }
 
 #[actix_web::test]
 async fn while_the_store_is_away_a_token_is_neither_right_nor_wrong() {
     let with = |args: &[&str]| {
-        let sessions = SessionManager::new(Some(nowhere()), Duration::from_secs(3600));
+        let sessions = SessionManager::new(Some(nowhere()), std::time::Duration::from_secs(3600));
         Admission { sessions, ..admission(args) }
     };
     let (open, closed) = (with(&[]), with(&["--auth", "session"]));

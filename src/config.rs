@@ -8,6 +8,7 @@
 mod redis_address;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -186,6 +187,18 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_RATE_USER", default_value_t = 120)]
     pub rate_user: u32,
 
+    /// By how much a tier multiplies its users' limit: name:factor, comma-separated; others have it once
+    #[arg(long, env = "ROLLCALL_RATE_TIERS", default_value = "free:1,pro:5,enterprise:25")]
+    pub rate_tiers: String,
+
+    /// Attempts to sign in or up allowed per 60 s from one address; 0: no limit
+    #[arg(long, env = "ROLLCALL_RATE_SIGN_IN_IP", default_value_t = 30)]
+    pub rate_sign_in_ip: u32,
+
+    /// Attempts to sign in or up allowed per 60 s for one e-mail address; 0: no limit
+    #[arg(long, env = "ROLLCALL_RATE_SIGN_IN_ACCOUNT", default_value_t = 10)]
+    pub rate_sign_in_account: u32,
+
     /// Proxies whose X-Forwarded-For is believed: CIDRs, comma-separated
     #[arg(long, env = "ROLLCALL_TRUSTED_PROXIES", default_value = "")]
     pub trusted_proxies: String,
@@ -280,6 +293,17 @@ pub struct Limits {
     pub max_channel_members: usize,
 }
 
+/// By how much a tier multiplies the limit of its users.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tiers(BTreeMap<String, u32>);
+
+impl Tiers {
+    /// What a user of `tier` may do where others may do `limit`: it has none where `limit` is 0.
+    pub fn limit(&self, limit: u32, tier: Option<&str>) -> u32 {
+        limit.saturating_mul(tier.and_then(|tier| self.0.get(tier)).copied().unwrap_or(1))
+    }
+}
+
 /// Which browser origins may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
@@ -308,6 +332,12 @@ pub struct Config {
     pub rate_ip: u32,
     /// Calls per 60 s by user; 0 is no limit.
     pub rate_user: u32,
+    /// What tiers make of the user's limit.
+    pub tiers: Tiers,
+    /// Attempts to sign in per 60 s by address; 0 is no limit.
+    pub rate_sign_in_ip: u32,
+    /// Attempts to sign in per 60 s by account; 0 is no limit.
+    pub rate_sign_in_account: u32,
     pub trusted_proxies: Vec<IpNet>,
     pub origins: Origins,
     pub anonymous: bool,
@@ -373,6 +403,9 @@ impl Args {
             service_key: secret(self.service_key),
             rate_ip: self.rate_ip,
             rate_user: self.rate_user,
+            tiers: parse_tiers(&self.rate_tiers)?,
+            rate_sign_in_ip: self.rate_sign_in_ip,
+            rate_sign_in_account: self.rate_sign_in_account,
             trusted_proxies: parse_proxies(&self.trusted_proxies)?,
             origins: parse_origins(self.allowed_origins.as_deref(), loopback_only)?,
             anonymous: match self.anonymous {
@@ -492,6 +525,26 @@ fn parse_proxies(text: &str) -> Result<Vec<IpNet>, ConfigError> {
         .collect()
 }
 
+fn parse_tiers(text: &str) -> Result<Tiers, ConfigError> {
+    let mut tiers = Tiers::default();
+    for part in items(text) {
+        let factor = part.rsplit_once(':').and_then(|(name, factor)| {
+            let factor = factor.trim().parse::<u32>().ok().filter(|factor| *factor > 0)?;
+            Some((name.trim(), factor)).filter(|(name, _)| !name.is_empty())
+        });
+        let Some((name, factor)) = factor else {
+            return Err(bad(
+                "ROLLCALL_RATE_TIERS",
+                format!("`{part}` is not name:factor with a factor from 1 up; example: free:1,pro:5"),
+            ));
+        };
+        if tiers.0.insert(name.to_owned(), factor).is_some() {
+            return Err(bad("ROLLCALL_RATE_TIERS", format!("`{name}` is there twice")));
+        }
+    }
+    Ok(tiers)
+}
+
 fn parse_origins(text: Option<&str>, loopback_only: bool) -> Result<Origins, ConfigError> {
     let Some(text) = text else {
         return Ok(if loopback_only { Origins::Any } else { Origins::Same });
@@ -572,6 +625,9 @@ mod tests {
             (&["--redis-ca", "/no/such/file"], "ROLLCALL_REDIS_CA"),
             (&["--presence-ttl-seconds", "2"], "ROLLCALL_PRESENCE_TTL_SECONDS"),
             (&["--node-ttl-seconds", "61"], "ROLLCALL_NODE_TTL_SECONDS"),
+            (&["--rate-tiers", "free"], "ROLLCALL_RATE_TIERS"),
+            (&["--rate-tiers", "free:0"], "ROLLCALL_RATE_TIERS"),
+            (&["--rate-tiers", "pro:2,pro:3"], "ROLLCALL_RATE_TIERS"),
             (&["--trusted-proxies", "10.0.0.0/99"], "ROLLCALL_TRUSTED_PROXIES"),
             (&["--allowed-origins", "example"], "ROLLCALL_ALLOWED_ORIGINS"),
             (&["--max-meta-bytes", "1000000"], "ROLLCALL_MAX_META_BYTES"),
@@ -602,6 +658,15 @@ mod tests {
         }
         let error = Args::try_parse_from(["rollcall", "--nonsense"]).err().unwrap();
         assert!(unreadable(&error, &known()).to_string().starts_with("--nonsense: "));
+    }
+
+    #[test]
+    fn tiers_multiply() {
+        let tiers = check(&["--rate-tiers", "free:1, gold:7"]).unwrap().tiers;
+        let limits = [None, Some("free"), Some("gold"), Some("unknown")].map(|tier| tiers.limit(120, tier));
+        assert_eq!(limits, [120, 120, 840, 120]);
+        assert_eq!((tiers.limit(u32::MAX, Some("gold")), tiers.limit(0, Some("gold"))), (u32::MAX, 0));
+        assert_eq!(check(&[]).unwrap().tiers.limit(120, Some("pro")), 600);
     }
 
     #[test]

@@ -4,19 +4,29 @@
 //! are there, `aud` is not looked at. A token must name its subject, except one with the role
 //! `anon`: a Supabase project key, which opens the door and is nobody.
 //!
-//! All of it is arithmetic in this process: it works the same **when Redis is away**.
+//! All of it is arithmetic in this process: it works the same **when Redis is away**. What was verified lately is
+//! kept in L1, and nowhere else: asking Redis would take longer than verifying, and whoever can write there could
+//! put words into a token's mouth.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
+use crate::cache::{Found, Loaded, Near};
 use crate::config::Secret;
+use crate::metrics::Metrics;
 
 /// How far ahead the clock of who signed may be. `exp` gets no such grace: a socket is closed at
 /// `exp`, and one accepted after it would be closed and come back over and over.
 const NBF_LEEWAY: f64 = 5.0;
 /// Far more than honest claims need, and little enough to refuse cheaply.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// Verified tokens that are kept, and for how long at most.
+const KEPT: u64 = 10_000;
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// The role that needs no subject.
 const ANON_ROLE: &str = "anon";
 
@@ -70,11 +80,17 @@ struct Written {
 pub struct JwtVerifier {
     key: Option<DecodingKey>,
     signature_only: Validation,
+    verified: Near<Arc<Claims>, JwtError>,
 }
 
 impl JwtVerifier {
     /// A verifier for `secret`; without one (or with an empty one) every token is refused.
     pub fn new(secret: Option<&Secret>) -> Self {
+        Self::counted(secret, &Metrics::default())
+    }
+
+    /// The same, which counts in `metrics`.
+    pub fn counted(secret: Option<&Secret>, metrics: &Metrics) -> Self {
         let secret = secret.map(Secret::expose).filter(|secret| !secret.is_empty());
         let mut signature_only = Validation::new(Algorithm::HS256);
         // Dates are checked below, against the caller's clock.
@@ -82,7 +98,27 @@ impl JwtVerifier {
         signature_only.validate_exp = false;
         signature_only.validate_nbf = false;
         signature_only.validate_aud = false;
-        Self { key: secret.map(|s| DecodingKey::from_secret(s.as_bytes())), signature_only }
+        let key = secret.map(|secret| DecodingKey::from_secret(secret.as_bytes()));
+        Self { key, signature_only, verified: Near::new(KEPT, None, metrics.cache("jwt").l1) }
+    }
+
+    /// What `token` says, if it is to be believed at `now` (unix seconds). One that was verified lately is
+    /// looked up, and its end checked.
+    ///
+    /// # Errors
+    /// See [`JwtError`].
+    pub async fn verified(&self, token: &str, now: u64) -> Result<Arc<Claims>, JwtError> {
+        let known = match self.verified.get(token).await {
+            Some(Found::Sure(claims)) => claims,
+            _ => {
+                let verify = || async {
+                    let value = Arc::new(self.verify(token, now)?);
+                    Ok(Loaded { value, life: KEPT_FOR })
+                };
+                Box::pin(self.verified.load(token, verify)).await?
+            }
+        };
+        if known.exp.is_some_and(|exp| exp <= now) { Err(JwtError::Expired) } else { Ok(known) }
     }
 
     /// What `token` says, if it is to be believed at `now` (unix seconds).
@@ -185,6 +221,22 @@ mod tests {
         let expected =
             Claims { sub: Some("u1".into()), email: None, role, tier, exp: Some(NOW + 60), anonymous: true };
         assert_eq!(claims, Ok(expected));
+    }
+
+    #[tokio::test]
+    async fn what_was_verified_is_looked_up_until_it_ends() {
+        let metrics = Metrics::default();
+        let verifier = JwtVerifier::counted(Some(&Secret::new(SECRET)), &metrics);
+        let token = signed(&json!({"sub": "u1", "exp": NOW + 60}));
+        for now in [NOW, NOW + 59] {
+            assert_eq!(verifier.verified(&token, now).await.unwrap().sub.as_deref(), Some("u1"));
+        }
+        assert_eq!(verifier.verified(&token, NOW + 60).await, Err(JwtError::Expired));
+        assert_eq!((metrics.cache("jwt").l1.hits.get(), metrics.cache("jwt").l1.misses.get()), (2, 1));
+        // A refusal is not kept: the same token may be believed later.
+        let early = signed(&json!({"sub": "u1", "nbf": NOW + 100}));
+        assert_eq!(verifier.verified(&early, NOW).await, Err(JwtError::NotYetValid));
+        assert!(verifier.verified(&early, NOW + 100).await.is_ok());
     }
 
     #[test]

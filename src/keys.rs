@@ -49,13 +49,28 @@ pub fn sessions_of(user: &str) -> String {
 /// counts by its /64, which is what one household or machine is given and can use up freely:
 /// `2001:db8:1:2:3::4` counts in `ratelimit:ip:2001%3Adb8%3A1%3A2%3A%3A/64`.
 pub fn ratelimit_ip(addr: IpAddr) -> String {
+    format!("ratelimit:ip:{}", household(addr))
+}
+
+/// An address as it is counted, as part of a key.
+fn household(addr: IpAddr) -> String {
     match addr.to_canonical() {
-        IpAddr::V4(v4) => format!("ratelimit:ip:{v4}"),
+        IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => {
             let network = std::net::Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX));
-            format!("ratelimit:ip:{}/64", encode(&network.to_string()))
+            format!("{}/64", encode(&network.to_string()))
         }
     }
+}
+
+/// The attempts to sign in counted for an address: `cache:signin:ip:{addr}`, as for [`ratelimit_ip`].
+pub fn sign_in_ip(addr: IpAddr) -> String {
+    format!("cache:signin:ip:{}", household(addr))
+}
+
+/// The attempts to sign in counted for an account: `cache:signin:account:{e-mail}`.
+pub fn sign_in_account(email: &str) -> String {
+    format!("cache:signin:account:{}", encode(email))
 }
 
 /// The calls counted for a user: `ratelimit:user:{id}`.

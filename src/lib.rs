@@ -30,6 +30,8 @@ pub mod jwt;
 pub mod rate_limit;
 /// How many connections somebody may have.
 pub mod quota;
+/// Whose address a request has.
+pub mod address;
 /// One at a time, cluster-wide.
 pub mod lock;
 /// Near copies, shared copies, and the database behind them.

@@ -59,6 +59,7 @@ pub struct Metrics {
     pub nodes_lost: Count,
     pub rate_refusals_ip: Count,
     pub rate_refusals_user: Count,
+    pub rate_refusals_sign_in: Count,
     pub quota_refusals: Count,
     pub origin_refusals: Count,
     pub session_refusals: Count,
@@ -197,6 +198,7 @@ impl Metrics {
             nodes_lost: Count::default(), "Nodes declared dead by this one";
             rate_refusals_ip: Count::default(), "Calls refused by the rate limit of an address";
             rate_refusals_user: Count::default(), "Calls refused by the rate limit of a user";
+            rate_refusals_sign_in: Count::default(), "Attempts to sign in refused by the rate limits for those";
             quota_refusals: Count::default(), "Connections and joins refused because there were as many as there may be";
             origin_refusals: Count::default(), "Connections refused for their origin";
             session_refusals: Count::default(), "Calls refused for want of a valid session";

@@ -158,7 +158,7 @@ fn app_state(node: &Node) -> AppState {
     let admission = Admission {
         config: Arc::clone(&node.config),
         sessions: node.sessions.clone(),
-        jwt: JwtVerifier::new(node.config.jwt_secret.as_ref()),
+        jwt: JwtVerifier::counted(node.config.jwt_secret.as_ref(), &node.metrics),
         limiter: RateLimiter::new(node.pool.clone()),
         quotas: Quotas::of(&node.config.limits),
         metrics: Arc::clone(&node.metrics),

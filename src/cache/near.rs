@@ -99,9 +99,20 @@ impl<V, E> moka::Expiry<String, Held<V, E>> for Lives {
 impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V, E> {
     /// Room for `capacity` copies. With `hearing` there is a store behind; without, this is the store.
     pub fn new(capacity: u64, hearing: Option<Hearing>, metrics: TierMetrics) -> Self {
+        Self::weighed(capacity, hearing, metrics, |_| 1)
+    }
+
+    /// The same where a copy takes up so much of `capacity` as `weigh` says.
+    pub fn weighed(
+        capacity: u64,
+        hearing: Option<Hearing>,
+        metrics: TierMetrics,
+        weigh: fn(&V) -> u32,
+    ) -> Self {
         let evictions = metrics.evictions.clone();
         let cache = Cache::builder()
             .max_capacity(capacity)
+            .weigher(move |_, held: &Held<V, E>| held.outcome.as_ref().map_or(1, weigh))
             // The default policy may refuse a new entry when full: where this is the store, it would be lost.
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(Lives)
@@ -118,7 +129,7 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
     /// What is held of `key`, if anything.
     pub async fn get(&self, key: &str) -> Option<Found<V>> {
         let inner = &self.0;
-        let timed = inner.looks.fetch_add(1, Ordering::Relaxed) % TIMED == 0;
+        let timed = inner.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(TIMED);
         let began = timed.then(Instant::now);
         let found = self.look(key).await;
         if let Some(began) = began {

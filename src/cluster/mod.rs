@@ -132,7 +132,7 @@ pub enum RedisState {
 }
 
 /// Redis is there, but cannot be reached just now.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Redis is away")]
 pub struct Away;
 

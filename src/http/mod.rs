@@ -20,6 +20,7 @@ mod sessions;
 use std::sync::Arc;
 
 use actix_cors::Cors;
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderName, ORIGIN};
 use actix_web::{HttpResponse, Resource, guard as guards, web};
 
@@ -32,6 +33,7 @@ use crate::hub::Hubs;
 use crate::lifecycle::{Lifecycle, Stage};
 use crate::metrics::Metrics;
 use crate::presence::NodeId;
+use crate::rate_limit::Allowances;
 use crate::redis_pool::RedisPool;
 use crate::session::SessionManager;
 
@@ -101,12 +103,32 @@ pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
     for (prefix, routes) in [("/v1", v1 as fn(&mut web::ServiceConfig)), ("/auth/v1", auth)] {
         // Twice: what no browser sent does not pay for CORS.
         let from_browser = guards::fn_guard(|ctx| ctx.head().headers().contains_key(ORIGIN));
-        cfg.service(web::scope(prefix).guard(from_browser).wrap(cors(&origins)).configure(routes))
-            .service(web::scope(prefix).configure(routes));
+        let browsers = web::scope(prefix).guard(from_browser).configure(routes).wrap_fn(tell_allowances);
+        cfg.service(browsers.wrap(cors(&origins)))
+            .service(web::scope(prefix).configure(routes).wrap_fn(tell_allowances));
     }
     cfg.service(web::resource("/socket/longpoll").wrap(cors(&origins)).to(no_long_poll))
         .default_service(web::to(problem::not_found));
 }
+
+/// What is left of the caller's allowance goes with every answer.
+fn tell_allowances<S, B>(
+    request: ServiceRequest,
+    service: &S,
+) -> impl Future<Output = Answered<B>> + use<S, B>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = actix_web::Error>,
+{
+    let answer = service.call(request);
+    async move {
+        let mut answer = answer.await?;
+        let allowances = Allowances::noted(answer.request());
+        allowances.write(answer.response_mut().headers_mut());
+        Ok(answer)
+    }
+}
+
+type Answered<B> = Result<ServiceResponse<B>, actix_web::Error>;
 
 /// Answers Phoenix clients that fall back to long polling: any JSON here would make them throw.
 async fn no_long_poll() -> HttpResponse {
@@ -152,7 +174,7 @@ pub fn cors(origins: &Origins) -> Cors {
         }),
     };
     let ask = ["authorization", "content-type", "apikey", "x-client-info", "last-event-id"];
-    let see = ["retry-after", "ratelimit"];
+    let see = ["retry-after", "ratelimit", "ratelimit-policy"];
     cors.allowed_methods(["GET", "HEAD", "POST", "DELETE"])
         .allowed_headers(ask.map(HeaderName::from_static))
         .expose_headers(see.map(HeaderName::from_static))

@@ -13,6 +13,7 @@ use actix_web_actors::ws::HandshakeError;
 use crate::admission::Refusal;
 use crate::cluster::Away;
 use crate::json;
+use crate::rate_limit::Allowances;
 
 /// Seconds after which a call that failed for want of Redis is worth trying again.
 const REDIS_RETRY: u64 = 2;
@@ -28,6 +29,7 @@ pub struct Problem {
     detail: Cow<'static, str>,
     retry_after: Option<u64>,
     header: Option<(HeaderName, HeaderValue)>,
+    allowances: Allowances,
     /// The connection is not to be used again.
     close: bool,
 }
@@ -37,7 +39,14 @@ impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
         let header = (status == StatusCode::UNAUTHORIZED)
             .then_some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-        Self { status, detail: detail.into(), retry_after: None, header, close: false }
+        Self {
+            status,
+            detail: detail.into(),
+            retry_after: None,
+            header,
+            allowances: Allowances::default(),
+            close: false,
+        }
     }
 
     /// The caller wrote something that cannot be meant.
@@ -96,7 +105,9 @@ impl ResponseError for Problem {
         if self.close {
             response.force_close();
         }
-        response.body(body)
+        let mut response = response.body(body);
+        self.allowances.write(response.headers_mut());
+        response
     }
 }
 
@@ -125,18 +136,13 @@ impl From<HandshakeError> for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let problem = Self::new(refusal.status(), refusal.to_string());
-        Self { retry_after: refusal.retry_after(), header: rate(refusal).or(problem.header), ..problem }
+        let allowances = match refusal {
+            Refusal::AddressRate(over) => Allowances { address: Some(over), user: None },
+            Refusal::UserRate(over) => Allowances { address: None, user: Some(over) },
+            _ => Allowances::default(),
+        };
+        Self { retry_after: refusal.retry_after(), allowances, ..problem }
     }
-}
-
-/// What remains of which allowance, as `RateLimit` says it (draft-ietf-httpapi-ratelimit-headers).
-fn rate(refusal: Refusal) -> Option<(HeaderName, HeaderValue)> {
-    let text = match refusal {
-        Refusal::AddressRate { retry_after } => format!("\"address\";r=0;t={retry_after}"),
-        Refusal::UserRate { retry_after } => format!("\"user\";r=0;t={retry_after}"),
-        _ => return None,
-    };
-    Some((HeaderName::from_static("ratelimit"), HeaderValue::try_from(text).ok()?))
 }
 
 impl ResponseError for Refusal {

@@ -1,15 +1,15 @@
-//! Channels that do not live on this node, as Redis shows them, each read at most once a second.
+//! Channels that do not live on this node, as Redis shows them, each read at most once a second: an L1 whose L2
+//! are the presence keys themselves.
 //!
 //! Callers that ask for the same channel at the same time share one reading. When Redis is away
 //! there is no answer: zero would be a lie.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use moka::future::Cache;
-
+use crate::cache::{Found, Hearing, Loaded, Near};
 use crate::cluster::{Away, Cluster, Occupancy};
-use crate::metrics::Metrics;
+use crate::metrics::{CacheMetrics, Metrics};
 use crate::presence::Snapshot;
 
 /// How old an answer may be.
@@ -23,20 +23,21 @@ const MAX_MEMBERS: u64 = 100_000;
 pub struct Remote {
     cluster: Cluster,
     metrics: Arc<Metrics>,
-    counts: Cache<Arc<str>, Occupancy>,
-    rosters: Cache<Arc<str>, Arc<Snapshot>>,
+    counts: Near<Occupancy, Away>,
+    rosters: Near<Arc<Snapshot>, Away>,
+    rosters_read: CacheMetrics,
 }
 
 impl Remote {
     /// Nothing read yet.
     pub fn new(cluster: Cluster, metrics: Arc<Metrics>) -> Self {
-        let counts = Cache::builder().max_capacity(MAX_COUNTS).time_to_live(FRESH).build();
-        let rosters = Cache::builder()
-            .max_capacity(MAX_MEMBERS)
-            .weigher(|_, roster: &Arc<Snapshot>| u32::try_from(roster.connections).unwrap_or(u32::MAX).max(1))
-            .time_to_live(FRESH)
-            .build();
-        Self { cluster, metrics, counts, rosters }
+        let (counts_read, rosters_read) = (metrics.cache("count"), metrics.cache("roster"));
+        // Nobody announces what changes on other nodes in channels that this one does not follow.
+        let deaf = || Some(Hearing::default());
+        let counts = Near::new(MAX_COUNTS, deaf(), counts_read.l1);
+        let weigh = |roster: &Arc<Snapshot>| u32::try_from(roster.connections).unwrap_or(u32::MAX).max(1);
+        let rosters = Near::weighed(MAX_MEMBERS, deaf(), rosters_read.l1.clone(), weigh);
+        Self { cluster, metrics, counts, rosters, rosters_read }
     }
 
     /// How many are in `channel`.
@@ -47,15 +48,15 @@ impl Remote {
         if self.cluster.is_local() {
             return Ok(Occupancy::default());
         }
-        if let Some(kept) = self.counts.get(channel).await {
+        if let Some(Found::Sure(kept)) = self.counts.get(channel).await {
             return Ok(kept);
         }
-        let read = async {
+        let read = || async {
             self.metrics.count_l2_reads.inc();
             let found = self.cluster.occupancies(&[channel]).await?;
-            found.first().copied().ok_or(Away)
+            found.first().copied().map(|value| Loaded { value, life: FRESH }).ok_or(Away)
         };
-        self.counts.try_get_with(channel.into(), read).await.map_err(|_| Away)
+        Box::pin(self.counts.load(channel, read)).await
     }
 
     /// How many are in each of `channels`, in their order: those not kept are read at once.
@@ -70,8 +71,8 @@ impl Remote {
         let mut missing = Vec::new();
         for (index, channel) in channels.iter().enumerate() {
             match self.counts.get(*channel).await {
-                Some(kept) => found[index] = kept,
-                None => missing.push(index),
+                Some(Found::Sure(kept)) => found[index] = kept,
+                _ => missing.push(index),
             }
         }
         if missing.is_empty() {
@@ -81,7 +82,7 @@ impl Remote {
         self.metrics.count_l2_reads.inc_by(names.len() as u64);
         let read = self.cluster.occupancies(&names).await?;
         for (index, occupancy) in missing.into_iter().zip(read) {
-            self.counts.insert(channels[index].into(), occupancy).await;
+            self.counts.put(channels[index], occupancy, FRESH, self.counts.mark()).await;
             found[index] = occupancy;
         }
         Ok(found)
@@ -95,10 +96,21 @@ impl Remote {
         if self.cluster.is_local() {
             return Ok(Arc::default());
         }
-        if let Some(kept) = self.rosters.get(channel).await {
+        if let Some(Found::Sure(kept)) = self.rosters.get(channel).await {
             return Ok(kept);
         }
-        let read = async { self.cluster.roster(channel).await.map(Arc::new) };
-        self.rosters.try_get_with(channel.into(), read).await.map_err(|_| Away)
+        let read = || async {
+            let began = Instant::now();
+            let roster = self.cluster.roster(channel).await?;
+            let l2 = &self.rosters_read.l2;
+            l2.seconds.observe(began.elapsed().as_secs_f64());
+            if roster.members.is_empty() {
+                l2.misses.inc()
+            } else {
+                l2.hits.inc()
+            };
+            Ok(Loaded { value: Arc::new(roster), life: FRESH })
+        };
+        Box::pin(self.rosters.load(channel, read)).await
     }
 }

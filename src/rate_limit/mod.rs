@@ -1,4 +1,5 @@
-//! Rate limits: so many calls from an address or by a user in 60 s, counted for the whole cluster.
+//! Rate limits: so many calls from an address or by a user in 60 s, counted for the whole cluster; likewise
+//! attempts to sign in, by address and by account.
 //!
 //! Windows are fixed and begin with the first call. One script in Redis counts, sets the end and
 //! answers: one round trip, and no two nodes let the same call through.
@@ -10,6 +11,9 @@
 //! **Without Redis** the local count is the count. It remembers [`LOCAL_CAPACITY`] subjects; past
 //! that the one seen longest ago starts a new window.
 
+mod headers;
+mod middleware;
+
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -17,6 +21,9 @@ use std::time::{Duration, Instant};
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+
+pub use headers::Allowances;
+pub use middleware::RateLimitMiddleware;
 
 use crate::keys;
 use crate::logging::Seldom;
@@ -28,7 +35,7 @@ pub const LOCAL_CAPACITY: u64 = 100_000;
 const WINDOW: Duration = Duration::from_secs(60);
 
 static SCRIPT: LazyLock<redis::Script> =
-    LazyLock::new(|| redis::Script::new(include_str!("scripts/rate_limit.lua")));
+    LazyLock::new(|| redis::Script::new(include_str!("../scripts/rate_limit.lua")));
 
 /// Whose calls are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +44,10 @@ pub enum Subject<'a> {
     Ip(IpAddr),
     /// A user.
     User(&'a str),
+    /// Who tries to sign in, by address.
+    SignInIp(IpAddr),
+    /// Who tries to sign in, by the account's e-mail address.
+    SignInAccount(&'a str),
 }
 
 impl Subject<'_> {
@@ -44,6 +55,8 @@ impl Subject<'_> {
         match self {
             Self::Ip(addr) => keys::ratelimit_ip(addr),
             Self::User(id) => keys::ratelimit_user(id),
+            Self::SignInIp(addr) => keys::sign_in_ip(addr),
+            Self::SignInAccount(email) => keys::sign_in_account(email),
         }
     }
 }
@@ -63,6 +76,11 @@ pub struct Decision {
 impl Decision {
     /// Without a limit every call goes ahead.
     const UNLIMITED: Self = Self { allowed: true, limit: 0, remaining: u32::MAX, reset: Duration::ZERO };
+
+    /// The seconds after which the window is over, at least 1.
+    pub fn whole_seconds(&self) -> u64 {
+        self.reset.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX).max(1)
+    }
 
     fn of(count: u64, limit: u32, reset: Duration) -> Self {
         let remaining = u64::from(limit).saturating_sub(count).try_into().unwrap_or(u32::MAX);
@@ -152,21 +170,6 @@ impl Inner {
         if let Some(times) = UNSHARED.count() {
             tracing::warn!(%error, times, "rate limits are counted by this node alone");
         }
-    }
-}
-
-/// One limit by address, ready to be asked for each request.
-#[derive(Clone)]
-pub struct RateLimitMiddleware {
-    pub limiter: RateLimiter,
-    /// Calls per 60 s from one address; 0 is no limit.
-    pub limit: u32,
-}
-
-impl RateLimitMiddleware {
-    /// Counts one call from `addr` and says whether it may go ahead.
-    pub async fn check_ip(&self, addr: &IpAddr) -> Decision {
-        self.limiter.check(Subject::Ip(*addr), self.limit).await
     }
 }
 
@@ -272,7 +275,7 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_of_one_network_count_together_and_apart_from_users() {
-        let gate = RateLimitMiddleware { limiter: RateLimiter::new(None), limit: 1 };
+        let gate = RateLimitMiddleware::new(RateLimiter::new(None), 1);
         let addr = |text: &str| text.parse::<IpAddr>().unwrap();
         assert!(gate.check_ip(&addr("2001:db8::1")).await.allowed);
         assert!(!gate.check_ip(&addr("2001:db8::2")).await.allowed);
