@@ -5,6 +5,7 @@
 //! a mistake costs one line at start-up instead of a surprise at night. Secrets are kept in
 //! [`Secret`], which prints as `***`.
 
+mod database_address;
 mod redis_address;
 
 use std::borrow::Cow;
@@ -17,6 +18,7 @@ use clap::error::ContextKind;
 use clap::{CommandFactory as _, Parser, ValueEnum};
 use ipnet::IpNet;
 
+pub use database_address::DatabaseAddress;
 pub(crate) use redis_address::tcp_settings;
 pub use redis_address::{AddressError, RedisAddress, RedisServers, SentinelGroup};
 
@@ -150,7 +152,20 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
 
-    /// Life of a session, in seconds
+    /// Database for accounts and settings: postgres://user:password@host[:port]/name, or sqlite:path, a file
+    /// that is created. None: password sign-in and settings answer with an error, all else works
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+
+    /// Whether POST /auth/v1/signup with an e-mail address and a password makes an account (needs DATABASE_URL)
+    #[arg(long, env = "ROLLCALL_SIGNUP", value_enum, ignore_case = true, default_value = "off")]
+    pub signup: Switch,
+
+    /// How long a refresh token is good, in days: who does not come back for so long signs in again
+    #[arg(long, env = "ROLLCALL_REFRESH_DAYS", default_value_t = 30)]
+    pub refresh_days: u64,
+
+    /// Life of a session and of what the cache keeps in Redis, in seconds
     #[arg(long, env = "CACHE_TTL_SECONDS", default_value_t = 3600)]
     pub cache_ttl_seconds: u64,
 
@@ -321,6 +336,11 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Redis, if there is one.
     pub redis: Option<RedisAddress>,
+    /// The database, if there is one.
+    pub database: Option<DatabaseAddress>,
+    /// Whether anyone may make an account.
+    pub signup: bool,
+    pub refresh_ttl: Duration,
     pub session_ttl: Duration,
     pub presence_ttl: Duration,
     pub node_ttl: Duration,
@@ -385,6 +405,9 @@ impl Args {
         if self.last_seen_days == 0 || self.last_seen_days > 3650 {
             return Err(bad("ROLLCALL_LAST_SEEN_DAYS", "from 1 to 3650"));
         }
+        if self.refresh_days == 0 || self.refresh_days > 3650 {
+            return Err(bad("ROLLCALL_REFRESH_DAYS", "from 1 to 3650"));
+        }
         if self.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
             return Err(bad("ROLLCALL_LOG", format!("`{}` is not a tracing filter", self.log)));
         }
@@ -394,6 +417,9 @@ impl Args {
         }
         Ok(Config {
             redis: check_redis(self.redis_url.as_deref(), self.redis_ca.as_deref())?,
+            database: check_database(self.database_url.as_deref(), self.signup)?,
+            signup: self.signup == Switch::On,
+            refresh_ttl: Duration::from_secs(self.refresh_days * 86_400),
             session_ttl: Duration::from_secs(self.cache_ttl_seconds),
             presence_ttl,
             node_ttl,
@@ -574,6 +600,16 @@ fn check_redis(url: Option<&str>, ca: Option<&Path>) -> Result<Option<RedisAddre
     Ok(Some(address.with_ca(&pem).map_err(|error| bad(CA, error.to_string()))?))
 }
 
+fn check_database(url: Option<&str>, signup: Switch) -> Result<Option<DatabaseAddress>, ConfigError> {
+    let Some(url) = url.filter(|url| !url.trim().is_empty()) else {
+        return match signup {
+            Switch::On => Err(bad("ROLLCALL_SIGNUP", "needs DATABASE_URL: accounts must be kept somewhere")),
+            Switch::Off => Ok(None),
+        };
+    };
+    url.parse().map(Some).map_err(|problem: String| bad("DATABASE_URL", problem))
+}
+
 fn secret(value: Option<String>) -> Option<Secret> {
     value.filter(|v| !v.is_empty()).map(Secret)
 }
@@ -625,6 +661,11 @@ mod tests {
             (&["--redis-ca", "/no/such/file"], "ROLLCALL_REDIS_CA"),
             (&["--presence-ttl-seconds", "2"], "ROLLCALL_PRESENCE_TTL_SECONDS"),
             (&["--node-ttl-seconds", "61"], "ROLLCALL_NODE_TTL_SECONDS"),
+            (&["--database-url", "mysql://x"], "DATABASE_URL"),
+            (&["--database-url", "sqlite:"], "DATABASE_URL"),
+            (&["--database-url", "postgres://[bad"], "DATABASE_URL"),
+            (&["--signup", "on"], "ROLLCALL_SIGNUP"),
+            (&["--refresh-days", "0"], "ROLLCALL_REFRESH_DAYS"),
             (&["--rate-tiers", "free"], "ROLLCALL_RATE_TIERS"),
             (&["--rate-tiers", "free:0"], "ROLLCALL_RATE_TIERS"),
             (&["--rate-tiers", "pro:2,pro:3"], "ROLLCALL_RATE_TIERS"),

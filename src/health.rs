@@ -20,6 +20,8 @@ pub enum Trouble {
     RedisAway,
     /// What other nodes announce is not heard.
     SubscriptionLost,
+    /// The database does not answer.
+    DatabaseAway,
     /// This node's lease was gone from Redis: the others may have declared it dead.
     LeaseLost,
     /// No other node is declared dead for now.
@@ -46,9 +48,10 @@ pub enum Trouble {
 
 impl Trouble {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::RedisAway,
         Self::SubscriptionLost,
+        Self::DatabaseAway,
         Self::LeaseLost,
         Self::JudgementResting,
         Self::NodeGone,
@@ -67,6 +70,7 @@ impl Trouble {
         match self {
             Self::RedisAway => "redis_away",
             Self::SubscriptionLost => "subscription_lost",
+            Self::DatabaseAway => "database_away",
             Self::LeaseLost => "lease_lost",
             Self::JudgementResting => "judgement_resting",
             Self::NodeGone => "node_gone",
@@ -90,6 +94,10 @@ impl Trouble {
             }
             Self::SubscriptionLost => {
                 "users here see what happens on other nodes late, after the next reading"
+            }
+            Self::DatabaseAway => {
+                "nobody can sign in with a password or a refresh token, and settings stay as last known; \
+                 sessions and presence go on"
             }
             Self::LeaseLost => {
                 "the other nodes may have shown this node's members as gone; they come back as soon as \

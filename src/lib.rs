@@ -24,6 +24,10 @@ pub mod cluster;
 pub mod dialects;
 /// Proof of who connects.
 pub mod session;
+/// What backends set for channels.
+pub mod settings;
+/// E-mail addresses and passwords.
+pub mod accounts;
 /// Tokens that prove themselves.
 pub mod jwt;
 /// How often somebody may call.
@@ -36,6 +40,8 @@ pub mod address;
 pub mod lock;
 /// Near copies, shared copies, and the database behind them.
 pub mod cache;
+/// What must outlive Redis.
+pub mod database;
 /// Pooled Redis connections, under limits.
 pub mod redis_pool;
 /// Names in Redis keys, encoded.

@@ -1,20 +1,39 @@
 //! A node: the parts that make presence, started together, without HTTP around them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Arbiter, Recipient};
 
+use crate::accounts::{Accounts, HashError, Passwords};
 use crate::cache::{self, Caches, Hearing};
 use crate::channel::{Registry, Rosters, Shared};
 use crate::cluster::{Aside, Asides, Cluster, LocalCluster, RedisCluster, Ttls};
 use crate::config::Config;
+use crate::database::{Database, DatabaseError};
 use crate::hub::{CloseSessions, Hubs, Rules, SessionCheck};
 use crate::lifecycle::Lifecycle;
+use crate::logging::Seldom;
 use crate::metrics::Metrics;
 use crate::presence::{Ids, NodeId};
 use crate::presence_manager::PresenceManager;
 use crate::redis_pool::{RedisError, RedisPool};
 use crate::session::{FILTER_TOPIC, REVOKED_TOPIC, SessionManager};
+use crate::settings::Settings;
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("REDIS_URL: {0}")]
+    Redis(#[from] RedisError),
+    #[error("DATABASE_URL: {0}")]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Passwords(#[from] HashError),
+}
+
+/// How often a database that is away at the start is tried.
+const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 
 /// One running node. Must be made in an actix system.
 pub struct Node {
@@ -27,6 +46,11 @@ pub struct Node {
     pub sessions: SessionManager,
     /// What is kept in two tiers.
     pub caches: Caches,
+    pub database: Option<Database>,
+    /// None without a database.
+    pub accounts: Option<Accounts>,
+    /// None without a database.
+    pub settings: Option<Settings>,
     /// None without Redis.
     pub pool: Option<RedisPool>,
 }
@@ -34,9 +58,11 @@ pub struct Node {
 impl Node {
     /// Starts a node. Redis, where there is one, need not be there yet.
     ///
+    /// Nor need the database, where there is one, unless it is a file.
+    ///
     /// # Errors
-    /// [`RedisError`] if the address of Redis is none.
-    pub fn start(config: Config) -> Result<Self, RedisError> {
+    /// [`StartError`].
+    pub fn start(config: Config) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::new());
         let ids = Ids::new(NodeId::random());
@@ -44,6 +70,13 @@ impl Node {
         let hearing = Hearing::default();
         let sessions = SessionManager::of_node(pool.clone(), config.session_ttl, hearing.clone(), &metrics);
         let caches = Caches::new(pool.clone(), hearing.clone(), Arc::clone(&metrics));
+        let database = database(&config, &metrics)?;
+        let settings = database.clone().map(|database| Settings::new(database, &caches, config.session_ttl));
+        let accounts = database.clone().map(|database| {
+            let passwords = Passwords::new(config.workers)?;
+            Ok::<_, StartError>(Accounts::new(database, passwords, config.refresh_ttl))
+        });
+        let accounts = accounts.transpose()?;
         let hubs = Hubs::new(Rules::of(&config));
         let asides = asides(sessions.clone(), caches.clone(), hubs.clone(), hearing);
         let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, asides);
@@ -59,7 +92,21 @@ impl Node {
         let arbiters = (0..config.workers.div_ceil(4)).map(|_| Arbiter::new().handle()).collect();
         let registry = Registry::new(Arc::new(shared), arbiters);
         let lifecycle = Arc::new(Lifecycle::default());
-        Ok(Self { id: ids.node(), config, metrics, lifecycle, registry, hubs, sessions, caches, pool })
+        let id = ids.node();
+        Ok(Self {
+            id,
+            config,
+            metrics,
+            lifecycle,
+            registry,
+            hubs,
+            sessions,
+            caches,
+            database,
+            accounts,
+            settings,
+            pool,
+        })
     }
 
     /// Presence for programs.
@@ -82,6 +129,23 @@ impl Node {
             });
         })
     }
+}
+
+/// The database, if there is one, with its schema on the way.
+fn database(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Database>, StartError> {
+    let Some(address) = &config.database else { return Ok(None) };
+    let database = Database::new(address, Arc::clone(metrics))?;
+    let preparing = database.clone();
+    actix::spawn(async move {
+        while let Err(error) = preparing.prepare().await {
+            static AGAIN: Seldom = Seldom::new();
+            if let Some(times) = AGAIN.count() {
+                tracing::warn!(%error, times, "the database cannot be used yet; will try again");
+            }
+            actix::clock::sleep(DATABASE_AGAIN).await;
+        }
+    });
+    Ok(Some(database))
 }
 
 /// The way to the other nodes, if there are any.

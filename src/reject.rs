@@ -26,6 +26,8 @@ pub enum Reject {
     TooManyOnNode,
     #[error("channel has its {0} members")]
     ChannelFull(usize),
+    #[error("channel needs a session")]
+    SessionNeeded,
     #[error("unmatched topic")]
     UnmatchedTopic,
     #[error("unknown event")]

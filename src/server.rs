@@ -13,7 +13,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::admission::{Admission, Admitted, Identity};
-use crate::config::Config;
+use crate::config::{Config, DatabaseAddress};
 use crate::connection::{self, ConnectParams, Sockets};
 use crate::health::Trouble;
 use crate::http::{self, AppState, Problem, Remote};
@@ -115,15 +115,27 @@ pub async fn run(
     warn_of_risks(&config);
     let node = Node::start(config).map_err(io::Error::other)?;
     let config = Arc::clone(&node.config);
+    // A file that cannot be made will not be made later; a server may just not be there yet.
+    if let Some(database) =
+        node.database.as_ref().filter(|_| config.database.as_ref().is_some_and(DatabaseAddress::is_file))
+    {
+        database.prepare().await.map_err(|error| io::Error::other(format!("DATABASE_URL: {error}")))?;
+    }
     let state = web::Data::new(app_state(&node));
     let (registry, hubs, check) = (node.registry.clone(), node.hubs.clone(), node.session_check());
     let (limits, metrics) = (Arc::new(config.limits.clone()), Arc::clone(&node.metrics));
+    let settings = node.settings.clone();
     let mut server = HttpServer::new(move || {
         let hub = HUB.with(|cell| {
             let start = || hubs.start_here(registry.clone(), Arc::clone(&check));
             cell.get_or_init(start).clone()
         });
-        let sockets = Sockets { hub, limits: Arc::clone(&limits), metrics: Arc::clone(&metrics) };
+        let sockets = Sockets {
+            hub,
+            limits: Arc::clone(&limits),
+            metrics: Arc::clone(&metrics),
+            settings: settings.clone(),
+        };
         let state = state.clone();
         App::new()
             .app_data(sockets)
@@ -170,6 +182,8 @@ fn app_state(node: &Node) -> AppState {
         cluster: shared.cluster.clone(),
         remote: Remote::new(shared.cluster.clone(), Arc::clone(&node.metrics)),
         sessions: node.sessions.clone(),
+        accounts: node.accounts.clone(),
+        settings: node.settings.clone(),
         hubs: node.hubs.clone(),
         admission,
         pool: node.pool.clone(),

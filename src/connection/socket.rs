@@ -11,24 +11,27 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use actix::{Actor, ActorContext as _, AsyncContext as _, StreamHandler};
+use actix::{
+    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, StreamHandler, WrapFuture as _,
+};
 use actix_http::ws::{Codec, Message, ProtocolError};
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws::{self, WebsocketContext};
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream};
 
 use super::assembly::{Assembly, Broken, Whole};
 use super::guard::Guard;
 use super::params::ConnectParams;
 use super::state::{Client, ConnectionState, Effect};
 use crate::config::Limits;
-use crate::dialects;
+use crate::dialects::{self, Incoming};
 use crate::hub::{self, Line, Outbox, Room, SharedHub, Tie};
 use crate::metrics::Metrics;
 use crate::quota::Place;
 use crate::reject::Close;
+use crate::settings::Settings;
 
 /// What every socket of one thread shares.
 #[derive(Clone)]
@@ -36,6 +39,8 @@ pub struct Sockets {
     pub hub: SharedHub,
     pub limits: Arc<Limits>,
     pub metrics: Arc<Metrics>,
+    /// What is set for channels; none without a database.
+    pub settings: Option<Settings>,
 }
 
 /// What the checks before the upgrade found out.
@@ -206,20 +211,41 @@ impl Connection {
 
     fn on_incoming(
         &mut self,
-        incoming: Result<dialects::Incoming, dialects::Malformed>,
+        incoming: Result<Incoming, dialects::Malformed>,
         ctx: &mut WebsocketContext<Self>,
     ) {
         self.sockets.metrics.frames_in.inc();
         let now = Instant::now();
         match incoming {
             Ok(incoming) => {
-                let effects = self.state.on_message(incoming, now);
-                self.carry_out(effects, ctx);
+                match self.sockets.settings.clone().filter(|_| incoming.command.takes_a_place()) {
+                    None => {
+                        let effects = self.state.on_message(incoming, now);
+                        self.carry_out(effects, ctx);
+                    }
+                    Some(settings) => self.on_join(incoming, settings, ctx),
+                }
             }
             Err(malformed) => {
                 self.sockets.metrics.frames_malformed.inc();
                 tracing::debug!(connection = self.outbox.id(), %malformed, "ignored a frame");
                 self.on_other(ctx);
+            }
+        }
+    }
+
+    /// A join is held against what is set for channels, and what comes after it waits until that is known.
+    fn on_join(&mut self, incoming: Incoming, settings: Settings, ctx: &mut WebsocketContext<Self>) {
+        let mut known = Box::pin(async move { settings.current().await });
+        let go_on = |this: &mut Self, all, incoming, ctx: &mut WebsocketContext<Self>| {
+            this.sockets.hub.borrow_mut().note_settings(all);
+            let effects = this.state.on_message(incoming, Instant::now());
+            this.carry_out(effects, ctx);
+        };
+        match (&mut known).now_or_never() {
+            Some(all) => go_on(self, all, incoming, ctx),
+            None => {
+                ctx.wait(known.into_actor(self).map(move |all, this, ctx| go_on(this, all, incoming, ctx)))
             }
         }
     }

@@ -87,8 +87,8 @@ pub struct ConnectionState {
 struct AnyRoom(Option<Rc<dyn Room>>);
 
 impl AnyRoom {
-    fn check(&self, channel: &str, user: Option<&str>) -> Result<(), Reject> {
-        self.0.as_ref().map_or(Ok(()), |room| room.check(channel, user))
+    fn check(&self, channel: &str, user: Option<&str>, proven: bool) -> Result<(), Reject> {
+        self.0.as_ref().map_or(Ok(()), |room| room.check(channel, user, proven))
     }
 }
 
@@ -256,7 +256,7 @@ impl ConnectionState {
         };
         let resume = key.map(|key| ResumeKey::new(&user, key.expose()));
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
-        self.room.check(topic, Some(&*user).filter(|_| !request.observe))?;
+        self.room.check(topic, Some(&*user).filter(|_| !request.observe), client.session_user.is_some())?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
         Ok(Identity { user, meta, resume })
     }
@@ -306,7 +306,11 @@ impl ConnectionState {
             Err(reject) => return refuse(format, address, &reject),
         };
         if !self.joined[at].present
-            && let Err(reject) = self.room.check(&address.topic, Some(&self.joined[at].user))
+            && let Err(reject) = self.room.check(
+                &address.topic,
+                Some(&self.joined[at].user),
+                self.client.session_user.is_some(),
+            )
         {
             return refuse(format, address, &reject);
         }

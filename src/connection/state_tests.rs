@@ -231,7 +231,7 @@ fn a_resume_key_that_is_none_refuses_the_join_and_nothing_else() {
 struct Narrow;
 
 impl Room for Narrow {
-    fn check(&self, channel: &str, user: Option<&str>) -> Result<(), Reject> {
+    fn check(&self, channel: &str, user: Option<&str>, _: bool) -> Result<(), Reject> {
         match (channel, user) {
             ("open", None | Some("ada")) => Ok(()),
             ("open", Some(_)) => Err(Reject::ChannelFull(1)),

@@ -66,6 +66,13 @@ pub enum Command {
     Unknown,
 }
 
+impl Command {
+    /// Whether it may make somebody present, or let somebody watch.
+    pub fn takes_a_place(&self) -> bool {
+        matches!(self, Self::Join(_) | Self::Track(_))
+    }
+}
+
 /// What a join asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinRequest {

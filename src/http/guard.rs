@@ -16,7 +16,7 @@ use crate::admission::{self, Refusal};
 pub struct Caller(admission::Caller);
 
 /// Anyone within the rate limits.
-pub struct Guest;
+pub struct Guest(admission::Caller);
 
 /// Somebody: a valid session or the service key, in every mode.
 pub struct Known(admission::Caller);
@@ -67,7 +67,7 @@ impl FromRequest for Guest {
     type Future = Answer<Self>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        check(request, |_, _| Ok(Self))
+        check(request, |_, caller| Ok(Self(caller)))
     }
 }
 
@@ -98,6 +98,14 @@ impl Deref for Caller {
 }
 
 impl Deref for Known {
+    type Target = admission::Caller;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Deref for Guest {
     type Target = admission::Caller;
 
     fn deref(&self) -> &Self::Target {

@@ -4,6 +4,7 @@
 //! Every failure is a [`Problem`]. Counts of channels that live on this node are one look into L1.
 
 mod answer;
+mod auth;
 mod channels;
 mod events;
 mod explain;
@@ -16,6 +17,7 @@ mod presence;
 mod problem;
 mod remote;
 mod sessions;
+mod settings;
 
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderName, ORIGIN};
 use actix_web::{HttpResponse, Resource, guard as guards, web};
 
+use crate::accounts::Accounts;
 use crate::admission::{Admission, origin_allowed};
 use crate::channel::{Registry, Rosters};
 use crate::cluster::Cluster;
@@ -36,6 +39,7 @@ use crate::presence::NodeId;
 use crate::rate_limit::Allowances;
 use crate::redis_pool::RedisPool;
 use crate::session::SessionManager;
+use crate::settings::Settings;
 
 pub use guard::{Caller, Guest, Known, Manager};
 pub use problem::Problem;
@@ -54,6 +58,10 @@ pub struct AppState {
     /// What other nodes hold, read through a short-lived cache.
     pub remote: Remote,
     pub sessions: SessionManager,
+    /// None without a database.
+    pub accounts: Option<Accounts>,
+    /// None without a database.
+    pub settings: Option<Settings>,
     /// To close the sockets of a session that is revoked.
     pub hubs: Hubs,
     pub admission: Admission,
@@ -144,15 +152,31 @@ fn v1(cfg: &mut web::ServiceConfig) {
     .service(resource("/channels", "GET, HEAD").route(get_or_head().to(channels::list)))
     .service(resource("/presence/counts", "POST").route(web::post().to(presence::counts)))
     .service(resource("/users/{user}/presence", "GET, HEAD").route(get_or_head().to(presence::user)))
+    .service(
+        resource("/users/{user}/sessions", "GET, HEAD, DELETE")
+            .route(get_or_head().to(sessions::list))
+            .route(web::delete().to(sessions::revoke_all)),
+    )
+    .service(
+        resource("/channels/{channel}/settings", "GET, HEAD, PUT, DELETE")
+            .route(get_or_head().to(settings::of_channel))
+            .route(web::put().to(settings::set_channel))
+            .route(web::delete().to(settings::clear_channel)),
+    )
+    .service(
+        resource("/settings", "GET, HEAD, PUT")
+            .route(get_or_head().to(settings::all))
+            .route(web::put().to(settings::set_project)),
+    )
     .service(resource("/sessions", "POST").route(web::post().to(sessions::create)))
     .service(resource("/sessions/{token}", "DELETE").route(web::delete().to(sessions::revoke)));
 }
 
 fn auth(cfg: &mut web::ServiceConfig) {
-    cfg.service(resource("/signup", "POST").route(web::post().to(sessions::sign_up)))
-        .service(resource("/token", "POST").route(web::post().to(sessions::sign_in)))
-        .service(resource("/logout", "POST").route(web::post().to(sessions::sign_out)))
-        .service(resource("/user", "GET, HEAD").route(get_or_head().to(sessions::whoami)));
+    cfg.service(resource("/signup", "POST").route(web::post().to(auth::sign_up)))
+        .service(resource("/token", "POST").route(web::post().to(auth::sign_in)))
+        .service(resource("/logout", "POST").route(web::post().to(auth::sign_out)))
+        .service(resource("/user", "GET, HEAD").route(get_or_head().to(auth::whoami)));
 }
 
 /// A path whose other methods than those in `allow` are answered with 405.
@@ -173,9 +197,16 @@ pub fn cors(origins: &Origins) -> Cors {
             origin.to_str().is_ok_and(|origin| origin_allowed(&listed, origin, None))
         }),
     };
-    let ask = ["authorization", "content-type", "apikey", "x-client-info", "last-event-id"];
+    let ask = [
+        "authorization",
+        "content-type",
+        "apikey",
+        "x-client-info",
+        "x-supabase-api-version",
+        "last-event-id",
+    ];
     let see = ["retry-after", "ratelimit", "ratelimit-policy"];
-    cors.allowed_methods(["GET", "HEAD", "POST", "DELETE"])
+    cors.allowed_methods(["GET", "HEAD", "POST", "PUT", "DELETE"])
         .allowed_headers(ask.map(HeaderName::from_static))
         .expose_headers(see.map(HeaderName::from_static))
         .max_age(CORS_MAX_AGE)

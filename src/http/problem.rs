@@ -28,8 +28,10 @@ pub struct Problem {
     status: StatusCode,
     detail: Cow<'static, str>,
     retry_after: Option<u64>,
-    header: Option<(HeaderName, HeaderValue)>,
-    allowances: Allowances,
+    header: Option<Box<(HeaderName, HeaderValue)>>,
+    allowances: Option<Box<Allowances>>,
+    /// What Supabase's client calls it, where that knows it.
+    code: Option<&'static str>,
     /// The connection is not to be used again.
     close: bool,
 }
@@ -38,15 +40,22 @@ impl Problem {
     /// A problem with `status`; `detail` says what is wrong in this very call.
     pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
         let header = (status == StatusCode::UNAUTHORIZED)
-            .then_some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+            .then(|| Box::new((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))));
         Self {
             status,
             detail: detail.into(),
             retry_after: None,
             header,
-            allowances: Allowances::default(),
+            allowances: None,
+            code: None,
             close: false,
         }
+    }
+
+    /// The same, told to clients of Supabase's accounts as well: they read `error_code` and `msg`.
+    #[must_use]
+    pub fn coded(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
     }
 
     /// The caller wrote something that cannot be meant.
@@ -56,7 +65,7 @@ impl Problem {
 
     /// The path speaks another protocol than the caller.
     pub fn upgrade_required(detail: impl Into<Cow<'static, str>>) -> Self {
-        let header = Some((UPGRADE, HeaderValue::from_static("websocket")));
+        let header = Some(Box::new((UPGRADE, HeaderValue::from_static("websocket"))));
         Self { header, ..Self::new(StatusCode::UPGRADE_REQUIRED, detail) }
     }
 
@@ -91,6 +100,12 @@ impl ResponseError for Problem {
         json::number(&mut body, self.status.as_u16());
         body.extend_from_slice(b",\"detail\":");
         json::string(&mut body, &self.detail);
+        if let Some(code) = self.code {
+            body.extend_from_slice(b",\"error_code\":");
+            json::string(&mut body, code);
+            body.extend_from_slice(b",\"msg\":");
+            json::string(&mut body, &self.detail);
+        }
         body.push(b'}');
         let mut response = HttpResponse::build(self.status);
         response
@@ -99,14 +114,16 @@ impl ResponseError for Problem {
         if let Some(seconds) = self.retry_after {
             response.insert_header((RETRY_AFTER, seconds));
         }
-        if let Some(header) = self.header.clone() {
-            response.insert_header(header);
+        if let Some(header) = &self.header {
+            response.insert_header((**header).clone());
         }
         if self.close {
             response.force_close();
         }
         let mut response = response.body(body);
-        self.allowances.write(response.headers_mut());
+        if let Some(allowances) = &self.allowances {
+            allowances.write(response.headers_mut());
+        }
         response
     }
 }
@@ -121,8 +138,8 @@ impl From<HandshakeError> for Problem {
     fn from(error: HandshakeError) -> Self {
         match error {
             HandshakeError::UnsupportedVersion => {
-                let header =
-                    Some((HeaderName::from_static("sec-websocket-version"), HeaderValue::from_static("13")));
+                let version = HeaderName::from_static("sec-websocket-version");
+                let header = Some(Box::new((version, HeaderValue::from_static("13"))));
                 Self {
                     header,
                     ..Self::new(StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is spoken")
@@ -137,11 +154,12 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let problem = Self::new(refusal.status(), refusal.to_string());
         let allowances = match refusal {
-            Refusal::AddressRate(over) => Allowances { address: Some(over), user: None },
-            Refusal::UserRate(over) => Allowances { address: None, user: Some(over) },
-            _ => Allowances::default(),
+            Refusal::AddressRate(over) => Some(Allowances { address: Some(over), user: None }),
+            Refusal::UserRate(over) => Some(Allowances { address: None, user: Some(over) }),
+            _ => None,
         };
-        Self { retry_after: refusal.retry_after(), allowances, ..problem }
+        let code = matches!(refusal, Refusal::SignInRate(_)).then_some("over_request_rate_limit");
+        Self { code, retry_after: refusal.retry_after(), allowances: allowances.map(Box::new), ..problem }
     }
 }
 
@@ -163,5 +181,5 @@ pub async fn not_found() -> HttpResponse {
 /// Answers a method that a path does not have; `allow` lists those it has.
 pub async fn wrong_method(allow: &'static str) -> HttpResponse {
     let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} is allowed here"));
-    Problem { header: Some((ALLOW, HeaderValue::from_static(allow))), ..problem }.error_response()
+    Problem { header: Some(Box::new((ALLOW, HeaderValue::from_static(allow)))), ..problem }.error_response()
 }

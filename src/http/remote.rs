@@ -70,7 +70,7 @@ impl Remote {
         }
         let mut missing = Vec::new();
         for (index, channel) in channels.iter().enumerate() {
-            match self.counts.get(*channel).await {
+            match self.counts.get(channel).await {
                 Some(Found::Sure(kept)) => found[index] = kept,
                 _ => missing.push(index),
             }

@@ -1,24 +1,22 @@
-//! Sessions over HTTP: made and revoked by trusted backends, begun and ended by users themselves.
+//! Sessions over HTTP, for trusted backends: made, listed, revoked.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, ResponseError as _, web};
-use uuid::Uuid;
+use actix_web::{HttpRequest, HttpResponse, web};
 
-use super::guard::{Guest, Known, Manager};
+use super::guard::{Known, Manager};
 use super::input::{self, Body};
 use super::{AppState, Problem, answer};
 use crate::admission::{Caller, Identity, Refusal, TokenKind};
 use crate::dialects::check_user;
 use crate::hub::CloseSessions;
-use crate::session::{NewSession, Session, SessionError};
+use crate::json;
+use crate::session::{NewSession, Session, SessionError, handle};
 
 /// Characters in an email, a role or a tier.
 const MAX_TEXT: usize = 320;
-/// Accounts do not exist here. 501 and not 503: trying again later would not help.
-const NO_ACCOUNTS: StatusCode = StatusCode::NOT_IMPLEMENTED;
 
 /// What a trusted backend says about the user whom it has recognised.
 #[derive(serde::Deserialize)]
@@ -50,7 +48,7 @@ pub async fn create(_: Manager, body: Body, state: web::Data<AppState>) -> Resul
         ttl: call.ttl_seconds.map(Duration::from_secs),
     };
     let (token, session) = state.sessions.create(new).await?;
-    Ok(granted(StatusCode::CREATED, &token, &session))
+    Ok(granted(StatusCode::CREATED, &token, None, &session))
 }
 
 /// `DELETE /v1/sessions/{token}`
@@ -72,63 +70,73 @@ pub async fn revoke(
     }
 }
 
-/// What a visitor sends to sign up. Clients add fields of their own, which mean nothing here.
-#[derive(serde::Deserialize)]
-pub struct SignUp {
-    email: Option<serde::de::IgnoredAny>,
-    phone: Option<serde::de::IgnoredAny>,
-    password: Option<serde::de::IgnoredAny>,
+/// A session as a trusted backend sees it: told apart by a handle, for its token would let anyone in.
+#[derive(serde::Serialize)]
+struct Listed<'a> {
+    id: String,
+    created_at: Option<String>,
+    expires_at: Option<String>,
+    email: Option<&'a str>,
+    role: Option<&'a str>,
+    tier: Option<&'a str>,
+    anonymous: bool,
 }
 
-/// `POST /auth/v1/signup`: an anonymous session.
-pub async fn sign_up(_: Guest, body: Body, state: web::Data<AppState>) -> Result<HttpResponse, Problem> {
-    let call: SignUp = body.json()?;
-    if call.email.is_some() || call.phone.is_some() || call.password.is_some() {
-        return Err(Problem::new(NO_ACCOUNTS, "accounts need DATABASE_URL"));
+/// `GET /v1/users/{user}/sessions`
+pub async fn list(
+    _: Manager,
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, Problem> {
+    let user = input::user(&request, &state.config.limits)?;
+    let sessions = state.sessions.sessions_of(&user).await?;
+    let listed: Vec<Listed<'_>> = sessions
+        .iter()
+        .map(|(token, session)| Listed {
+            id: handle(token),
+            created_at: json::rfc3339(session.created_at.saturating_mul(1_000)),
+            expires_at: json::rfc3339(session.expires_at.saturating_mul(1_000)),
+            email: session.email.as_deref(),
+            role: session.role.as_deref(),
+            tier: session.tier.as_deref(),
+            anonymous: session.anonymous,
+        })
+        .collect();
+    Ok(answer::value(StatusCode::OK, &serde_json::json!({"user": user, "sessions": listed})))
+}
+
+/// `DELETE /v1/users/{user}/sessions`: all of them, and what would make new ones of an account's sign-ins.
+pub async fn revoke_all(
+    _: Manager,
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, Problem> {
+    let user = input::user(&request, &state.config.limits)?;
+    // First: what it would make otherwise is not seen by what follows.
+    if let Some(accounts) = &state.accounts {
+        accounts.forget(&user, None, false).await?;
     }
-    if !state.config.anonymous {
-        return Err(Problem::new(StatusCode::FORBIDDEN, "anonymous sign-up is off (ROLLCALL_ANONYMOUS)"));
+    let revoked = end_sessions(&state, &user, |_, _| true).await?;
+    Ok(answer::value(StatusCode::OK, &serde_json::json!({"user": user, "revoked": revoked})))
+}
+
+/// Revokes those sessions of `user` that `which` names and closes their sockets; says how many there were.
+pub(super) async fn end_sessions(
+    state: &AppState,
+    user: &str,
+    which: impl Fn(&str, &Session) -> bool,
+) -> Result<usize, SessionError> {
+    let ended = state.sessions.revoke_of(user, which).await?;
+    if !ended.is_empty() {
+        let tokens: Arc<[Arc<str>]> = ended.iter().map(|token| token.as_str().into()).collect();
+        state.hubs.tell(CloseSessions { tokens });
     }
-    let new =
-        NewSession { user_id: format!("anon-{}", Uuid::new_v4()), anonymous: true, ..NewSession::default() };
-    let (token, session) = state.sessions.create(new).await?;
-    Ok(granted(StatusCode::OK, &token, &session))
-}
-
-/// `POST /auth/v1/token`
-pub async fn sign_in(_: Guest) -> HttpResponse {
-    Problem::new(NO_ACCOUNTS, "password sign-in needs DATABASE_URL").error_response()
-}
-
-/// `GET /auth/v1/user`
-pub async fn whoami(caller: Known) -> Result<HttpResponse, Problem> {
-    let identity = person(&caller)?;
-    let user = User {
-        id: &identity.user,
-        email: identity.email.as_deref(),
-        role: identity.role.as_deref(),
-        tier: identity.tier.as_deref(),
-        anonymous: identity.anonymous,
-    };
-    Ok(answer::value(StatusCode::OK, &user))
-}
-
-/// `POST /auth/v1/logout`
-pub async fn sign_out(caller: Known, state: web::Data<AppState>) -> Result<HttpResponse, Problem> {
-    match &person(&caller)?.token {
-        TokenKind::Opaque(token) => {
-            end_session(&state, token).await?;
-            Ok(done())
-        }
-        TokenKind::Jwt { .. } => {
-            Err(Problem::bad_request("a JWT cannot be revoked here: it is good until its exp"))
-        }
-    }
+    Ok(ended.len())
 }
 
 /// Revokes a session and closes its sockets here; other nodes hear of it and do the same. False if
 /// there was none.
-async fn end_session(state: &AppState, token: &str) -> Result<bool, SessionError> {
+pub(super) async fn end_session(state: &AppState, token: &str) -> Result<bool, SessionError> {
     let ended = state.sessions.revoke(token).await?;
     if ended {
         state.hubs.tell(CloseSessions { tokens: Arc::new([token.into()]) });
@@ -136,22 +144,14 @@ async fn end_session(state: &AppState, token: &str) -> Result<bool, SessionError
     Ok(ended)
 }
 
-/// The user behind a call about oneself. The service key is nobody.
-fn person(caller: &Caller) -> Result<&Identity, Problem> {
-    match caller {
-        Caller::User(identity) => Ok(identity),
-        _ => Err(Problem::from(Refusal::NoSession)),
-    }
-}
-
 /// A user, as all calls write it.
 #[derive(serde::Serialize)]
-struct User<'a> {
-    id: &'a str,
-    email: Option<&'a str>,
-    role: Option<&'a str>,
-    tier: Option<&'a str>,
-    anonymous: bool,
+pub(super) struct User<'a> {
+    pub id: &'a str,
+    pub email: Option<&'a str>,
+    pub role: Option<&'a str>,
+    pub tier: Option<&'a str>,
+    pub anonymous: bool,
 }
 
 /// A session that has begun.
@@ -160,10 +160,17 @@ struct Granted<'a> {
     access_token: &'a str,
     token_type: &'static str,
     expires_in: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<&'a str>,
     user: User<'a>,
 }
 
-fn granted(status: StatusCode, access_token: &str, session: &Session) -> HttpResponse {
+pub(super) fn granted(
+    status: StatusCode,
+    access_token: &str,
+    refresh_token: Option<&str>,
+    session: &Session,
+) -> HttpResponse {
     let user = User {
         id: &session.user_id,
         email: session.email.as_deref(),
@@ -172,10 +179,10 @@ fn granted(status: StatusCode, access_token: &str, session: &Session) -> HttpRes
         anonymous: session.anonymous,
     };
     let expires_in = session.expires_at.saturating_sub(session.created_at);
-    answer::value(status, &Granted { access_token, token_type: "bearer", expires_in, user })
+    answer::value(status, &Granted { access_token, token_type: "bearer", expires_in, refresh_token, user })
 }
 
-fn done() -> HttpResponse {
+pub(super) fn done() -> HttpResponse {
     answer::json(StatusCode::NO_CONTENT, Vec::new())
 }
 

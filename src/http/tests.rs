@@ -41,6 +41,8 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
         remote: Remote::new(cluster.clone(), Arc::clone(&metrics)),
         cluster,
         sessions: sessions.clone(),
+        accounts: None,
+        settings: None,
         hubs: crate::hub::Hubs::default(),
         pool: None,
         admission: Admission {

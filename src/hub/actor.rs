@@ -113,6 +113,7 @@ impl Hubs {
             started: Instant::now(),
             connections: HashMap::new(),
             channels: HashMap::new(),
+            settings: None,
         }));
         let address = HubActor { hub: Rc::clone(&hub), session_check }.start();
         hub.borrow_mut().address = Some(address.clone());

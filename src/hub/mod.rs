@@ -29,6 +29,7 @@ use crate::health::Trouble;
 use crate::metrics::Metrics;
 use crate::presence::{Ref, ResumeKey};
 use crate::reject::Close;
+use crate::settings::All;
 
 pub use actor::{CloseSessions, Drain, HubActor, Hubs, Rules, SessionCheck, Tie};
 pub use drain::{below, spread};
@@ -83,6 +84,8 @@ pub struct Hub {
     started: Instant,
     connections: HashMap<ConnId, Connected>,
     channels: HashMap<Arc<str>, Viewed>,
+    /// What was last known to be set for channels.
+    settings: Option<Arc<All>>,
 }
 
 impl Hub {
@@ -94,6 +97,11 @@ impl Hub {
     /// When the hub began: the zero of [`Hub::now`].
     pub fn clock(&self) -> Instant {
         self.started
+    }
+
+    /// What is set for channels from now on.
+    pub fn note_settings(&mut self, all: Arc<All>) {
+        self.settings = Some(all);
     }
 
     /// A ref that nothing else in the cluster has.
