@@ -83,6 +83,13 @@ pub fn lock(name: &str) -> String {
     format!("lock:{}", encode(name))
 }
 
+/// The last fencing number of a lock: `cache:fence:lock:{name}`. In a cluster the lock's own key stands in braces, so
+/// that both are in one slot: a tag of `lock:name` and a key of that name are.
+pub fn fence(name: &str, cluster: bool) -> String {
+    let lock = lock(name);
+    if cluster { format!("cache:fence:{{{lock}}}") } else { format!("cache:fence:{lock}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -151,8 +151,7 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
             versions.hget(bus.keys.versions(channel), node.to_string());
         }
         let versions: Vec<Option<u64>> = bus.pool.pipeline(&versions).await?;
-        // Trying again while it is held makes it last.
-        if !reader::alive(bus, &[node]).await?.is_empty() || !lock.try_acquire().await.unwrap_or(false) {
+        if !reader::alive(bus, &[node]).await?.is_empty() || !lock.renew().await.unwrap_or(false) {
             return Ok(false);
         }
         let mut clear = redis::pipe();

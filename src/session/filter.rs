@@ -223,8 +223,7 @@ impl SessionFilter {
             if cursor == 0 {
                 break;
             }
-            // Renews it: only we hold it.
-            if !lock.try_acquire().await.unwrap_or(false) {
+            if !lock.renew().await.unwrap_or(false) {
                 return Ok(());
             }
         }
