@@ -237,7 +237,11 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_SILENCE_SECONDS", default_value_t = 60)]
     pub silence_seconds: u32,
 
-    /// How long a user's last_seen is kept, in days
+    /// Without activity for so long a user is idle, in seconds (0 to 86400); heartbeats and pongs are none. 0: never
+    #[arg(long, env = "ROLLCALL_IDLE_SECONDS", default_value_t = 300)]
+    pub idle_seconds: u64,
+
+    /// How long a user's last_seen and first_seen are kept, in days
     #[arg(long, env = "ROLLCALL_LAST_SEEN_DAYS", default_value_t = 30)]
     pub last_seen_days: u64,
 
@@ -362,6 +366,8 @@ pub struct Config {
     pub origins: Origins,
     pub anonymous: bool,
     pub last_seen_ttl: Duration,
+    /// After how long without activity a user is idle; zero: never.
+    pub idle_after: Duration,
     /// How often a WebSocket is pinged, in seconds.
     pub ping_every: u32,
     /// After how many seconds without a word a WebSocket ends.
@@ -405,6 +411,9 @@ impl Args {
         if self.last_seen_days == 0 || self.last_seen_days > 3650 {
             return Err(bad("ROLLCALL_LAST_SEEN_DAYS", "from 1 to 3650"));
         }
+        if self.idle_seconds > 86_400 {
+            return Err(bad("ROLLCALL_IDLE_SECONDS", "at most 86400"));
+        }
         if self.refresh_days == 0 || self.refresh_days > 3650 {
             return Err(bad("ROLLCALL_REFRESH_DAYS", "from 1 to 3650"));
         }
@@ -439,6 +448,7 @@ impl Args {
                 None => auth == AuthMode::Open,
             },
             last_seen_ttl: Duration::from_secs(self.last_seen_days * 86_400),
+            idle_after: Duration::from_secs(self.idle_seconds),
             ping_every: self.ping_seconds,
             silent_after: self.silence_seconds,
             log: self.log,
@@ -665,6 +675,7 @@ mod tests {
             (&["--database-url", "sqlite:"], "DATABASE_URL"),
             (&["--database-url", "postgres://[bad"], "DATABASE_URL"),
             (&["--signup", "on"], "ROLLCALL_SIGNUP"),
+            (&["--idle-seconds", "86401"], "ROLLCALL_IDLE_SECONDS"),
             (&["--refresh-days", "0"], "ROLLCALL_REFRESH_DAYS"),
             (&["--rate-tiers", "free"], "ROLLCALL_RATE_TIERS"),
             (&["--rate-tiers", "free:0"], "ROLLCALL_RATE_TIERS"),

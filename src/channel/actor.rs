@@ -13,7 +13,7 @@ use actix::{
 
 use super::core::{Audience, ChannelCore, Effect, Noticed};
 use super::{Fan, HubLink, Probe, Published, Registry, Shared, Update};
-use crate::cluster::{Told, wall_clock};
+use crate::cluster::{Told, today, wall_clock};
 use crate::logging::Seldom;
 use crate::presence::{Diff, Entry, ResumeKey, Seat, Snapshot};
 
@@ -96,6 +96,8 @@ pub struct Channel {
     grace_timer: Option<(Instant, SpawnHandle)>,
     linger_timer: Option<SpawnHandle>,
     own_seats: usize,
+    /// The day on which something was counted last, and the most members that were told of it.
+    counted: (u64, usize),
 }
 
 impl Channel {
@@ -113,6 +115,7 @@ impl Channel {
             grace_timer: None,
             linger_timer: None,
             own_seats: 0,
+            counted: (0, 0),
         }
     }
 
@@ -128,6 +131,7 @@ impl Channel {
         let own_seats = self.core.state.own_seats();
         self.shared.metrics.members.inc_by(own_seats as i64 - self.own_seats as i64);
         self.own_seats = own_seats;
+        self.count_day();
         self.schedule_diff(ctx);
         self.schedule_grace(ctx);
         self.schedule_linger(ctx);
@@ -164,6 +168,23 @@ impl Channel {
                     link.fan.do_send(Fan { update: Arc::clone(&update), meter: Arc::clone(&link.meter) });
                 }
             }
+        }
+    }
+
+    /// Counts what has happened since. On a new day whoever is here has been here on that day.
+    fn count_day(&mut self) {
+        let (mut tally, today, online) = (self.core.state.take_tally(), today(), self.core.state.online());
+        let (day, peak) = self.counted;
+        if day != today {
+            let (_, seats) = self.core.state.own();
+            tally.users.extend(seats.iter().map(|(_, entry)| Arc::clone(&entry.user)));
+        }
+        if day != today || online > peak {
+            self.counted = (today, online);
+            tally.peak = online;
+        }
+        if !tally.is_empty() {
+            self.shared.cluster.count(today, &self.name, tally);
         }
     }
 
@@ -237,6 +258,7 @@ impl Channel {
     }
 
     fn beat(&mut self, _: &mut Context<Self>) {
+        self.count_day();
         let (version, seats) = self.core.state.own();
         self.shared.cluster.beat(&self.name, version, seats);
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use indexmap::IndexMap;
 
 use super::grace::Grace;
+use crate::cluster::Tally;
 use crate::presence::{
     Batch, Change, Diff, Difference, Entry, Heard, Ids, NodeId, Op, Origin, Pending, Reading, Ref, ResumeKey,
     Roster, Seat, Snapshot, Stated,
@@ -137,6 +138,7 @@ pub struct ChannelState {
     /// Parts of other nodes that are read anew because they differ, with what was shown of them.
     distrusted: Vec<(NodeId, BTreeSet<(u64, Ref)>)>,
     audit: Audit,
+    tally: Tally,
     /// Whether the roster is known well enough to be shown.
     live: bool,
     outputs: Vec<Output>,
@@ -163,6 +165,7 @@ impl ChannelState {
             suspicion: None,
             distrusted: Vec::new(),
             audit: Audit::default(),
+            tally: Tally::default(),
             live: false,
             outputs: Vec::new(),
         }
@@ -405,6 +408,12 @@ impl ChannelState {
         std::mem::take(&mut self.audit)
     }
 
+    /// What there is to count of this node's own connections since the last call.
+    #[must_use]
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
     /// Counts what a reading put right of the parts that were distrusted.
     fn count_repairs(&mut self) {
         for (node, before) in std::mem::take(&mut self.distrusted) {
@@ -585,6 +594,9 @@ impl ChannelState {
     fn take_seat(&mut self, connection: u64, entry: Entry, at: Option<Instant>) {
         let seat = self.ids.number();
         self.seats.insert(connection, seat);
+        // Who was on another node is only counted there.
+        self.tally.joins += u64::from(entry.origin.is_none());
+        self.tally.users.insert(Arc::clone(&entry.user));
         self.put(seat, entry, at);
     }
 
@@ -595,6 +607,8 @@ impl ChannelState {
             let was_waiting = self.grace.take(seat);
             let displaced = if was_waiting { None } else { self.displace(seat) };
             self.remove(seat, None);
+            // The user is elsewhere, and has not left.
+            self.tally.leaves = self.tally.leaves.saturating_sub(1);
             // Without a key only seats that wait are taken: two took this one at once, and both are alive.
             if let Some(connection) = displaced.filter(|_| entry.resume.is_none()) {
                 self.seat_anew(connection, None);
@@ -653,6 +667,7 @@ impl ChannelState {
         };
         let (from, to) = (self.roster.own().version, self.ids.number());
         let Some(change) = self.roster.remove(seat, to) else { return };
+        self.tally.leaves += 1;
         self.announce(from, to, Op { seat, user, entry: None });
         self.own_change(change, now);
     }

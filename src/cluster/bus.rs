@@ -3,7 +3,7 @@
 //! A lock around the pure parts ([`Contact`], [`Nodes`], [`Topics`]), and the way to tell a channel what
 //! they say. Nothing is awaited under the lock, and nothing long is done.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::contact::{Contact, Reply, Write};
 use super::keys::Keys;
 use super::nodes::{Nodes, Verdict};
+use super::statistics::Waiting;
 use super::topics::Topics;
 use super::{RedisState, Told};
 use crate::health::Trouble;
@@ -41,6 +42,8 @@ pub struct Bus {
     subscriber_up: AtomicBool,
     /// Whether it is known if Redis is there.
     tried: AtomicBool,
+    tallies: Mutex<Waiting>,
+    placed: Mutex<HashMap<Arc<str>, HashSet<u64>>>,
 }
 
 struct Inner {
@@ -97,12 +100,24 @@ impl Bus {
             writer_up: AtomicBool::new(false),
             subscriber_up: AtomicBool::new(false),
             tried: AtomicBool::new(false),
+            tallies: Mutex::default(),
+            placed: Mutex::default(),
         }
     }
 
     /// A panic elsewhere leaves a state that is no worse than a lost connection's, from which it recovers.
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was counted and Redis has not been told yet.
+    pub fn tallies(&self) -> MutexGuard<'_, Waiting> {
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By channel, the own seats whose place stands in Redis.
+    pub fn placed(&self) -> MutexGuard<'_, HashMap<Arc<str>, HashSet<u64>>> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something to the contact, and passes on what it says.

@@ -1,5 +1,6 @@
 //! The names of the cluster's keys and topics in Redis. ARCHITECTURE.md lists them.
 
+use crate::json;
 use crate::keys::encode;
 use crate::presence::NodeId;
 
@@ -54,15 +55,56 @@ impl Keys {
         format!("{}{}", self.user_prefix(channel), encode(user))
     }
 
+    /// What was counted of `channel` on a day, numbered from 1970: a hash.
+    pub fn stats(self, channel: &str, day: u64) -> String {
+        self.of(channel, &format!(":stats:{}", date(day)))
+    }
+
+    /// Who was in `channel` on a day: a HyperLogLog of user ids.
+    pub fn uniques(self, channel: &str, day: u64) -> String {
+        self.of(channel, &format!(":uniques:{}", date(day)))
+    }
+
+    /// Where those in `channel` are who say so: a geographical index of [`place`]s.
+    pub fn places(self, channel: &str) -> String {
+        self.of(channel, ":places")
+    }
+
     /// Where the changes of `channel` are announced.
     pub fn topic(self, channel: &str) -> String {
         self.of(channel, EVENTS)
     }
 }
 
+/// The day as a date; an empty one past the year 9999.
+fn date(day: u64) -> String {
+    let written = json::rfc3339(day.saturating_mul(86_400_000)).unwrap_or_default();
+    written.split('T').next().unwrap_or_default().to_owned()
+}
+
+/// Who is at a place: the field of the seat in the user's hash, and the user.
+pub fn place(field: &str, user: &str) -> String {
+    format!("{field}|{user}")
+}
+
+/// The other way round.
+pub fn parse_place(place: &str) -> Option<(&str, &str)> {
+    place.split_once('|')
+}
+
 /// The connections of `user` in all channels: a hash, by [`field`], of channel names.
 pub fn connections(user: &str) -> String {
     format!("presence:user:{}:connections", encode(user))
+}
+
+/// By which connections `user` is active, and until when: a hash, by [`field`].
+pub fn active(user: &str) -> String {
+    format!("presence:user:{}:active", encode(user))
+}
+
+/// When `user` first joined a channel, in milliseconds since 1970.
+pub fn first_seen(user: &str) -> String {
+    format!("presence:user:{}:first_seen", encode(user))
 }
 
 /// When `user` last left a channel, in milliseconds since 1970.

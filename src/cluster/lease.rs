@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::bus::Bus;
+use super::statistics::{self, Tally};
 use super::{keys, pipeline, reader};
 use crate::lock::DistributedLock;
 use crate::presence::NodeId;
@@ -169,9 +170,16 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
             removed => removed?,
         };
         let mut index = redis::pipe();
-        for (user, field) in removed.into_iter().flatten() {
-            index.hdel(keys::connections(&user), field).ignore();
-            super::note_last_seen(&mut index, &user, bus.last_seen_ttl);
+        for (channel, removed) in some.iter().zip(removed) {
+            let left = Tally { leaves: removed.len() as u64, ..Tally::default() };
+            if !left.is_empty() {
+                statistics::gather(&mut bus.tallies(), statistics::today(), &channel.as_str().into(), left);
+            }
+            for (user, field) in removed {
+                index.zrem(bus.keys.places(channel), keys::place(&field, &user)).ignore();
+                index.hdel(keys::connections(&user), field).ignore();
+                super::note_last_seen(&mut index, &user, bus.last_seen_ttl);
+            }
         }
         if !index.is_empty() {
             bus.pool.pipeline::<()>(&index).await?;

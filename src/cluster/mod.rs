@@ -12,6 +12,7 @@
 //! afterwards everything own is written again and everything else read again. Without a Redis the
 //! same code runs with [`Cluster::Local`], whose other nodes never say anything.
 
+mod activity;
 mod bus;
 pub(crate) mod contact;
 mod explain;
@@ -19,11 +20,14 @@ pub(crate) mod keys;
 mod lease;
 mod link;
 mod local;
+mod nearby;
 pub(crate) mod nodes;
 mod pipeline;
+mod places;
 mod reader;
 pub(crate) mod reading;
 mod scripts;
+mod statistics;
 mod subscriber;
 pub(crate) mod topics;
 pub(crate) mod wire;
@@ -46,6 +50,9 @@ pub use contact::Seats;
 use contact::Write;
 pub use explain::{Explained, Place};
 pub use local::LocalCluster;
+pub use nearby::Nearby;
+pub use places::Location;
+pub use statistics::{Statistics, Tally, today};
 
 /// Channels that are read at the same time.
 const MAX_READINGS: usize = 8;
@@ -122,6 +129,28 @@ pub struct UserPresence {
     pub last_seen: Option<u64>,
 }
 
+/// What is known of a user, wherever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserStatus {
+    /// Whether the user is in a channel. Without a Redis this is not known here.
+    pub online: bool,
+    /// Whether one of the user's connections is active.
+    pub active: bool,
+    /// When the user last left a channel, in milliseconds since 1970.
+    pub last_seen: Option<u64>,
+    /// When the user first joined one, likewise.
+    pub first_seen: Option<u64>,
+}
+
+/// A user is active by a connection of this node, until some time, or not by it any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    pub user: Arc<str>,
+    pub connection: u64,
+    /// In milliseconds since 1970.
+    pub until: Option<u64>,
+}
+
 /// Whether Redis can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedisState {
@@ -168,6 +197,7 @@ impl RedisCluster {
         arbiter.spawn(writer::run(Arc::clone(&bus)));
         arbiter.spawn(subscriber::run(Arc::clone(&bus), asides));
         arbiter.spawn(lease::run(Arc::clone(&bus)));
+        arbiter.spawn(statistics::run(Arc::clone(&bus)));
         Self { bus, arbiter, readings: Arc::new(Semaphore::new(MAX_READINGS)) }
     }
 
@@ -232,7 +262,7 @@ impl Cluster {
     /// Writes and announces changes of the own part, which lead to `digest`.
     pub fn announce(&self, channel: &Arc<str>, batch: Batch, digest: u64) {
         match self {
-            Self::Local(local) => local.note(&batch),
+            Self::Local(local) => local.note(channel, &batch),
             Self::Redis(redis) => {
                 redis.bus.write(Write::Changes { channel: Arc::clone(channel), batch, digest })
             }
@@ -265,6 +295,7 @@ impl Cluster {
         if let Self::Redis(redis) = self
             && redis.bus.state() == RedisState::Up
         {
+            statistics::flush(&redis.bus).await;
             lease::leave(&redis.bus).await;
         }
     }
@@ -313,6 +344,71 @@ impl Cluster {
         }
     }
 
+    /// What is known of each of `users`, in their order.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn statuses(&self, users: &[&str]) -> Result<Vec<UserStatus>, Away> {
+        match self {
+            Self::Local(local) => Ok(users.iter().map(|user| local.status(user)).collect()),
+            Self::Redis(redis) => reader::statuses(&redis.bus, users).await,
+        }
+    }
+
+    /// Counts what has happened in `channel` on `day`, numbered from 1970.
+    pub fn count(&self, day: u64, channel: &Arc<str>, tally: Tally) {
+        match self {
+            Self::Local(local) => local.count(day, channel, &tally),
+            Self::Redis(redis) => statistics::gather(&mut redis.bus.tallies(), day, channel, tally),
+        }
+    }
+
+    /// What was counted of `channel` on all nodes, today and in the last seven days.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn statistics(&self, channel: &str) -> Result<Statistics, Away> {
+        match self {
+            Self::Local(local) => Ok(local.statistics(channel)),
+            Self::Redis(redis) => statistics::read(&redis.bus, channel).await,
+        }
+    }
+
+    /// Who is in `channel` within `radius` metres of `centre`, the nearest first, each user once: with where and how
+    /// far that is. At most `limit` users. `roster` is what this node knows of the channel, if it lives here.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn nearby(
+        &self,
+        channel: &str,
+        centre: Location,
+        radius: f64,
+        limit: usize,
+        roster: Option<&Snapshot>,
+    ) -> Result<Vec<Nearby>, Away> {
+        match self {
+            Self::Local(local) => {
+                let places = local.nearby(channel, centre, radius);
+                Ok(roster.map_or_else(Vec::new, |roster| {
+                    nearby::of_roster(roster, &places, centre, radius, limit)
+                }))
+            }
+            Self::Redis(redis) => nearby::search(&redis.bus, channel, centre, radius, limit).await,
+        }
+    }
+
+    /// Tells who has become active, or is no more. What Redis does not take is told again while it is so.
+    pub fn note_active(&self, acts: Vec<Act>) {
+        match self {
+            Self::Local(local) => local.note_active(acts),
+            Self::Redis(redis) => {
+                let bus = Arc::clone(&redis.bus);
+                redis.arbiter.spawn(async move { activity::tell(&bus, &acts).await });
+            }
+        }
+    }
+
     /// Presence writes that wait for Redis.
     pub fn waiting_writes(&self) -> usize {
         match self {
@@ -322,9 +418,17 @@ impl Cluster {
     }
 }
 
-/// Adds to `pipeline` that `user` was last seen now.
+/// Adds to `pipeline` that `user` was last seen now. When it was first seen is kept for as long.
 fn note_last_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
     pipeline.cmd("SET").arg(keys::last_seen(user)).arg(wall_clock()).arg("EX").arg(ttl.as_secs()).ignore();
+    pipeline.cmd("EXPIRE").arg(keys::first_seen(user)).arg(ttl.as_secs()).ignore();
+}
+
+/// Adds to `pipeline` that `user` came at `since`, if it was not known before.
+fn note_first_seen(pipeline: &mut redis::Pipeline, user: &str, since: u64, ttl: Duration) {
+    let mut set = redis::cmd("SET");
+    set.arg(keys::first_seen(user)).arg(since).arg("EX").arg(ttl.as_secs()).arg("NX");
+    pipeline.add_command(set).ignore();
 }
 
 /// Milliseconds since 1970. A clock set before that year counts as that year.

@@ -10,7 +10,8 @@ use redis::{Cmd, Pipeline, Script, ScriptInvocation, Value};
 
 use super::bus::Bus;
 use super::contact::{Reply, Seats, Write};
-use super::{contact, keys, scripts, wire};
+use super::places::Location;
+use super::{contact, keys, nearby, scripts, wire};
 use crate::presence::{Batch, NodeId, Op};
 
 /// Seats in one script call, so that none holds Redis up for long.
@@ -157,6 +158,10 @@ impl Encoded {
             }
             call.key(hash).arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
             self.index(bus, channel, op);
+            // Whose grace begins came before.
+            if let Some(entry) = op.entry.as_ref().filter(|entry| entry.waiting.is_none()) {
+                super::note_first_seen(&mut self.pipeline, &op.user, entry.since, bus.last_seen_ttl);
+            }
         }
         self.script(&call);
     }
@@ -214,12 +219,40 @@ impl Encoded {
     fn index(&mut self, bus: &Bus, channel: &str, op: &Op) {
         let key = keys::connections(&op.user);
         let field = keys::field(bus.node, op.seat);
+        self.place(bus, channel, op, &field);
         if op.entry.is_some() {
             self.pipeline.cmd("HSET").arg(&key).arg(field).arg(channel).ignore();
             self.pipeline.cmd("EXPIRE").arg(&key).arg(bus.presence_ttl.as_secs()).ignore();
         } else {
             self.pipeline.cmd("HDEL").arg(&key).arg(field).ignore();
             super::note_last_seen(&mut self.pipeline, &op.user, bus.last_seen_ttl);
+        }
+    }
+
+    /// Keeps the index of places in step. Costs nothing where nobody says where he is.
+    fn place(&mut self, bus: &Bus, channel: &str, op: &Op, field: &str) {
+        let location = op.entry.as_ref().and_then(|entry| Location::in_meta(&entry.meta));
+        let mut placed = bus.placed();
+        if location.is_none() && placed.is_empty() {
+            return;
+        }
+        let key = bus.keys.places(channel);
+        let place = keys::place(field, &op.user);
+        match location.map(nearby::indexed) {
+            Some(Location { lat, lon }) => {
+                placed.entry(channel.into()).or_default().insert(op.seat);
+                self.pipeline.cmd("GEOADD").arg(&key).arg(lon).arg(lat).arg(place).ignore();
+                self.pipeline.cmd("EXPIRE").arg(&key).arg(bus.presence_ttl.as_secs()).ignore();
+            }
+            None => {
+                let Some(seats) = placed.get_mut(channel) else { return };
+                if seats.remove(&op.seat) {
+                    self.pipeline.cmd("ZREM").arg(&key).arg(place).ignore();
+                }
+                if seats.is_empty() {
+                    placed.remove(channel);
+                }
+            }
         }
     }
 

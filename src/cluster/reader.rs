@@ -11,7 +11,7 @@ use super::bus::Bus;
 use super::contact::Write;
 use super::pipeline::is_settled_in;
 use super::reading::{Found, Unchecked};
-use super::{Away, Occupancy, UserPresence, keys, scripts, wire};
+use super::{Away, Occupancy, UserPresence, UserStatus, activity, keys, scripts, wire};
 use crate::presence::{NodeId, Part, Reading, Roster, Snapshot};
 use crate::redis_pool::RedisError;
 
@@ -126,6 +126,48 @@ pub async fn user(bus: &Bus, user: &str) -> Result<UserPresence, Away> {
     let mut channels: Vec<(String, usize)> = found.into_iter().collect();
     channels.sort();
     Ok(UserPresence { channels, last_seen })
+}
+
+/// What is known of each of `users`: all in two round trips for each few hundred.
+pub async fn statuses(bus: &Bus, users: &[&str]) -> Result<Vec<UserStatus>, Away> {
+    type Known = (Vec<(String, String)>, Vec<(String, u64)>, Option<u64>, Option<u64>);
+    let now = super::wall_clock();
+    let mut statuses = Vec::with_capacity(users.len());
+    for some in users.chunks(250) {
+        let mut pipeline = redis::pipe();
+        for user in some {
+            pipeline.hgetall(keys::connections(user)).hgetall(keys::active(user));
+            pipeline.get(keys::last_seen(user)).get(keys::first_seen(user));
+        }
+        let known: Vec<redis::Value> = bus.pool.pipeline(&pipeline).await?;
+        let known: Vec<Known> = known
+            .chunks_exact(4)
+            .map(|four| {
+                let read = redis::from_redis_value_ref::<Vec<(String, String)>>(&four[0]).unwrap_or_default();
+                let active = redis::from_redis_value_ref::<Vec<(String, u64)>>(&four[1]).unwrap_or_default();
+                let time = |value| redis::from_redis_value_ref::<Option<u64>>(value).ok().flatten();
+                (read, active, time(&four[2]), time(&four[3]))
+            })
+            .collect();
+        // The index is a hint: each place it names is looked at.
+        let mut pipeline = redis::pipe();
+        let places =
+            || some.iter().zip(&known).flat_map(|(user, known)| known.0.iter().map(move |at| (user, at)));
+        for (user, (field, channel)) in places() {
+            pipeline.hexists(bus.keys.user(channel, user), field);
+        }
+        let there: Vec<bool> =
+            if pipeline.is_empty() { Vec::new() } else { bus.pool.pipeline(&pipeline).await? };
+        let mut there = there.into_iter();
+        for (places, active, last_seen, first_seen) in &known {
+            // All of them, so that the next user's begin where they should.
+            let found = places.iter().filter(|_| there.next().unwrap_or(false)).count();
+            let active = activity::is_active(active.iter().map(|(_, until)| *until), now);
+            let (last_seen, first_seen) = (*last_seen, *first_seen);
+            statuses.push(UserStatus { online: found > 0, active, last_seen, first_seen });
+        }
+    }
+    Ok(statuses)
 }
 
 fn read_command(bus: &Bus, channel: &str) -> redis::Cmd {

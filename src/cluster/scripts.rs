@@ -12,6 +12,7 @@ pub static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("
 /// Read rarely, and so sent whole each time: they need not have been loaded.
 pub const READ: &str = include_str!("scripts/read.lua");
 pub const SWEEP: &str = include_str!("scripts/sweep.lua");
+pub const STATS: &str = include_str!("scripts/stats.lua");
 pub const COUNT: &str = include_str!("scripts/count.lua");
 
 /// Those that must be loaded before the writer can call them.

@@ -67,10 +67,10 @@ pub fn open(
     check_key(request)?;
     let mut response = ws::handshake_with_protocols(request, &["phoenix"])?;
     let now = Instant::now();
-    let (outbox, clock, fallback) = {
+    let (outbox, clock, fallback, activity_every) = {
         let mut hub = sockets.hub.borrow_mut();
         let outbox = hub.connect(Line::Socket, sockets.limits.max_output_bytes, admission.tie);
-        (outbox, hub.clock(), hub.fresh_ref())
+        (outbox, hub.clock(), hub.fresh_ref(), hub.activity_every())
     };
     let client = Client {
         session_user: admission.user,
@@ -84,7 +84,8 @@ pub fn open(
         sockets: sockets.clone(),
         outbox: Rc::clone(&outbox),
         state: ConnectionState::new(client, Arc::clone(&sockets.limits), now)
-            .within(Rc::clone(&sockets.hub) as Rc<dyn Room>),
+            .within(Rc::clone(&sockets.hub) as Rc<dyn Room>)
+            .telling_activity(activity_every),
         assembly: Assembly::default(),
     };
     let incoming = Guard::new(payload, limit, Rc::clone(&outbox), clock, Arc::clone(&sockets.metrics));
@@ -266,6 +267,7 @@ impl Connection {
                 Effect::Unview { channel } => hub.unview(id, &channel),
                 Effect::Track { channel, user, meta, resume } => hub.track(id, &channel, user, meta, resume),
                 Effect::Untrack { channel } => hub.untrack(id, &channel),
+                Effect::Active { users, active } => hub.note_active(id, users, active),
                 Effect::Slow(wait) => self.outbox.listen_later(wait),
                 Effect::Wake(wait) => {
                     self.sockets.metrics.presence_calls_held.inc();

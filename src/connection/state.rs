@@ -27,6 +27,8 @@ pub enum Effect {
     Track { channel: Box<str>, user: Arc<str>, meta: Arc<str>, resume: Option<ResumeKey> },
     /// Be present in a channel no more.
     Untrack { channel: Box<str> },
+    /// These users are active by this connection from now on, or not by it any more.
+    Active { users: Vec<Arc<str>>, active: bool },
     /// Call [`ConnectionState::wake`] after this long.
     Wake(Duration),
     /// Read on only after this long: the client sends more than it may.
@@ -80,6 +82,17 @@ pub struct ConnectionState {
     message_rate: Bucket,
     waking: bool,
     room: AnyRoom,
+    activity: Activity,
+}
+
+/// What is told of whether somebody uses the client.
+#[derive(Debug, Default)]
+struct Activity {
+    /// How often it is told while somebody does; none: never.
+    every: Option<Duration>,
+    told: Option<Instant>,
+    /// The client has said that nobody does.
+    idle: bool,
 }
 
 /// Where to ask whether there is room; nowhere means that there is.
@@ -113,7 +126,15 @@ impl ConnectionState {
             message_rate,
             waking: false,
             room: AnyRoom::default(),
+            activity: Activity::default(),
         }
+    }
+
+    /// The same, which tells that its users are active as often as `every`, while they are.
+    #[must_use]
+    pub fn telling_activity(mut self, every: Option<Duration>) -> Self {
+        self.activity.every = every;
+        self
     }
 
     /// The same, which joins only where `room` says that there is some.
@@ -128,6 +149,7 @@ impl ConnectionState {
     pub fn on_message(&mut self, incoming: Incoming, now: Instant) -> Vec<Effect> {
         let Incoming { address, command, format } = incoming;
         let over = self.message_rate.take(now).err();
+        let kind = Kind::of(&command);
         let mut effects = match over {
             // Presence calls have a rate of their own, and over that nothing is lost.
             Some(wait) if !matches!(command, Command::Track(_) | Command::Untrack) => {
@@ -136,6 +158,7 @@ impl ConnectionState {
             }
             _ => self.obey(address, command, format, now),
         };
+        effects.extend(self.note_activity(kind, now));
         effects.extend(over.map(Effect::Slow));
         effects
     }
@@ -153,6 +176,11 @@ impl ConnectionState {
             Command::Leave => self.leave(&address, format),
             Command::Track(meta) => self.track(&address, meta, format, now),
             Command::Untrack => self.untrack(&address, format),
+            Command::Idle(_) => match self.find(&address) {
+                Found::Current(_) => ok(format, &address),
+                Found::Stale => Vec::new(),
+                Found::None => refuse(format, &address, &Reject::UnmatchedTopic),
+            },
             Command::Unknown => match self.find(&address) {
                 Found::Current(_) => refuse(format, &address, &Reject::UnknownEvent),
                 Found::Stale => Vec::new(),
@@ -162,6 +190,33 @@ impl ConnectionState {
                 Found::None => refuse(format, &address, &Reject::UnmatchedTopic),
             },
         }
+    }
+
+    /// What a message says of whether somebody uses the client.
+    fn note_activity(&mut self, kind: Kind, now: Instant) -> Option<Effect> {
+        let every = self.activity.every?;
+        let recently = self.activity.told.is_some_and(|told| now.saturating_duration_since(told) < every);
+        let active = match kind {
+            Kind::Heartbeat => return None,
+            Kind::Idle(idle) if idle == self.activity.idle => return None,
+            Kind::Idle(idle) => !idle,
+            // Who comes, or shows something else, is there; also as another user than before.
+            Kind::Place => true,
+            Kind::Other if recently || self.activity.idle => return None,
+            Kind::Other => true,
+        };
+        self.activity.idle = !active;
+        let mut users: Vec<Arc<str>> = Vec::new();
+        for joined in &self.joined {
+            if !users.contains(&joined.user) {
+                users.push(Arc::clone(&joined.user));
+            }
+        }
+        if users.is_empty() {
+            return None;
+        }
+        self.activity.told = active.then_some(now);
+        Some(Effect::Active { users, active })
     }
 
     /// Applies held metas as far as the rate allows now.
@@ -364,6 +419,27 @@ impl ConnectionState {
                 Found::Current(at)
             }
             Some(_) => Found::Stale,
+        }
+    }
+}
+
+/// What a command says of whether somebody uses the client.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Clients send these by themselves.
+    Heartbeat,
+    Idle(bool),
+    Place,
+    Other,
+}
+
+impl Kind {
+    fn of(command: &Command) -> Self {
+        match command {
+            Command::Heartbeat => Self::Heartbeat,
+            Command::Idle(idle) => Self::Idle(*idle),
+            command if command.takes_a_place() => Self::Place,
+            _ => Self::Other,
         }
     }
 }

@@ -38,6 +38,7 @@ fn short(effect: &Effect) -> String {
         Effect::Unview { channel } => format!("unview {channel}"),
         Effect::Track { channel, user, meta, .. } => format!("track {channel} {user} {meta}"),
         Effect::Untrack { channel } => format!("untrack {channel}"),
+        Effect::Active { users, active } => format!("active {} {active}", users.join(",")),
         Effect::Wake(_) => "wake".to_owned(),
         Effect::Slow(_) => "slow".to_owned(),
     }
@@ -256,4 +257,31 @@ fn where_there_is_no_room_a_join_is_refused_and_so_is_the_first_meta_of_an_obser
     assert!(bench.say(&join("open", "ada", false)).iter().any(|effect| effect.starts_with("track open ada")));
     // Who is in may show what it likes.
     assert!(bench.say(track).iter().any(|effect| effect.contains("ok")));
+}
+
+#[test]
+fn that_somebody_uses_the_client_is_told_now_and_then_and_at_once_when_that_changes() {
+    let mut bench = Bench::new(&[]);
+    bench.state = std::mem::replace(&mut bench.state, Bench::new(&[]).state)
+        .telling_activity(Some(Duration::from_secs(30)));
+    let told = |bench: &mut Bench, frame: &str| -> Vec<String> {
+        bench.say(frame).into_iter().filter(|effect| effect.starts_with("active")).collect()
+    };
+    let (heartbeat, other) = (r#"[null,"1","phoenix","heartbeat",{}]"#, r#"["3","9","r","wave",{}]"#);
+    let says = |event: &str| format!(r#"["3","5","r","presence",{{"type":"presence","event":"{event}"}}]"#);
+    let none: [String; 0] = [];
+    assert_eq!(told(&mut bench, other), none, "nobody is anywhere yet");
+    assert_eq!(told(&mut bench, r#"["3","3","r","phx_join",{"user_id":"ada"}]"#), ["active ada true"]);
+    assert_eq!(told(&mut bench, r#"["4","4","s","phx_join",{"user_id":"bob"}]"#), ["active ada,bob true"]);
+    assert_eq!(told(&mut bench, other), none);
+    bench.now += Duration::from_secs(31);
+    assert_eq!(told(&mut bench, heartbeat), none, "clients send those by themselves");
+    assert_eq!(told(&mut bench, other), ["active ada,bob true"]);
+    assert_eq!(told(&mut bench, &says("idle")), ["active ada,bob false"]);
+    assert_eq!(told(&mut bench, &says("idle")), none);
+    bench.now += Duration::from_secs(31);
+    assert_eq!(told(&mut bench, other), none, "the client knows better");
+    assert_eq!(told(&mut bench, &says("active")), ["active ada,bob true"]);
+    assert!(bench.say(&says("idle").replace("\"r\"", "\"nowhere\""))[0].contains("unmatched topic"));
+    assert_eq!(bench.say(&says("Idle"))[0], ok_to("3", "5"));
 }

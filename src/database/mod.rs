@@ -23,6 +23,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(4);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Connections at most.
 const MAX_SIZE: u32 = 8;
+/// How often bringing the schema up to date is tried, and how long it waits in between.
+const MIGRATION_TRIES: u32 = 5;
+const MIGRATION_PAUSE: Duration = Duration::from_millis(150);
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/database/migrations");
 
@@ -139,7 +142,22 @@ impl Database {
         answer
     }
 
+    /// Brings the schema up to date. SQLite has no lock for that: of two nodes that begin at the same time one fails,
+    /// and finds it done when it looks again.
     async fn migrate(&self) -> Result<(), DatabaseError> {
+        let mut tries = MIGRATION_TRIES;
+        loop {
+            match self.migrate_once().await {
+                Err(DatabaseError::Refused(_) | DatabaseError::Taken) if tries > 1 => {
+                    tries -= 1;
+                    tokio::time::sleep(MIGRATION_PAUSE).await;
+                }
+                migrated => return migrated,
+            }
+        }
+    }
+
+    async fn migrate_once(&self) -> Result<(), DatabaseError> {
         let mut migrations = sqlx::migrate::Migrator { ..Self::migrations() };
         // Other services may keep their own in the same table.
         migrations.set_ignore_missing(true);

@@ -62,6 +62,8 @@ pub enum Command {
     Track(Result<Arc<str>, Reject>),
     /// Be present no more, and keep watching.
     Untrack,
+    /// Nobody uses the client for now, or somebody does again.
+    Idle(bool),
     /// An event that the dialect does not have.
     Unknown,
 }

@@ -167,7 +167,7 @@ fn join(payload: Option<&RawValue>, limits: &Limits) -> JoinRequest {
     }
 }
 
-/// `{"type":"presence","event":"track"|"untrack","payload":{…}}`; the event in any case of letters.
+/// `{"type":"presence","event":"track"|"untrack"|"idle"|"active","payload":{…}}`; the event in any case of letters.
 fn presence(payload: Option<&RawValue>, limits: &Limits) -> Command {
     #[derive(Deserialize)]
     struct Fields<'a> {
@@ -183,6 +183,10 @@ fn presence(payload: Option<&RawValue>, limits: &Limits) -> Command {
         Command::Track(meta_from(fields.payload, limits).map(|meta| meta.unwrap_or_else(|| "{}".into())))
     } else if fields.event.eq_ignore_ascii_case("untrack") {
         Command::Untrack
+    } else if fields.event.eq_ignore_ascii_case("idle") {
+        Command::Idle(true)
+    } else if fields.event.eq_ignore_ascii_case("active") {
+        Command::Idle(false)
     } else {
         Command::Unknown
     }

@@ -7,6 +7,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::input::{self, Page};
 use super::{AppState, Caller, Problem, answer, presence};
+use crate::cluster::Statistics;
 use crate::json;
 
 /// `GET /v1/channels`
@@ -54,6 +55,18 @@ fn first(mut names: Vec<Arc<str>>, count: usize) -> Vec<Arc<str>> {
     names.dedup();
     names.truncate(count);
     names
+}
+
+/// `GET /v1/channels/{channel}/stats`: today (UTC), and the last seven days with it.
+pub async fn statistics(
+    _: Caller,
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, Problem> {
+    let channel = input::channel(&request, &state.config.limits)?;
+    let Statistics { day, week } = state.cluster.statistics(&channel).await?;
+    let answer = serde_json::json!({"channel": channel, "day": day, "week": week});
+    Ok(answer::value(StatusCode::OK, &answer))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod problem;
 mod remote;
 mod sessions;
 mod settings;
+mod status;
 
 use std::sync::Arc;
 
@@ -168,6 +169,13 @@ fn v1(cfg: &mut web::ServiceConfig) {
             .route(get_or_head().to(settings::all))
             .route(web::put().to(settings::set_project)),
     )
+    .service(resource("/channels/{channel}/stats", "GET, HEAD").route(get_or_head().to(channels::statistics)))
+    .service(
+        resource("/channels/{channel}/presence/nearby", "GET, HEAD")
+            .route(get_or_head().to(presence::nearby)),
+    )
+    .service(resource("/users/status", "POST").route(web::post().to(status::of_many)))
+    .service(resource("/users/{user}/status", "GET, HEAD").route(get_or_head().to(status::of_one)))
     .service(resource("/sessions", "POST").route(web::post().to(sessions::create)))
     .service(resource("/sessions/{token}", "DELETE").route(web::delete().to(sessions::revoke)));
 }

@@ -8,13 +8,15 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::input::{self, Body, Page};
 use super::{AppState, Caller, Problem, answer};
-use crate::cluster::{Away, Occupancy, UserPresence};
+use crate::cluster::{Away, Location, Nearby, Occupancy, UserPresence};
 use crate::dialects;
 use crate::json;
 use crate::presence::Snapshot;
 
 /// Channels in one bulk call.
 const MAX_BULK: usize = 1_000;
+/// Metres: half the way around the earth, as far as anybody can be.
+const MAX_RADIUS: f64 = 20_037_508.0;
 
 /// `GET /v1/channels/{channel}/presence/count`
 pub async fn count(
@@ -131,6 +133,49 @@ fn write_members(channel: &str, snapshot: &Snapshot, limit: usize, after: Option
     json::optional_string(&mut body, next.as_deref());
     body.push(b'}');
     body
+}
+
+/// A circle.
+#[derive(serde::Deserialize)]
+struct Circle {
+    lat: f64,
+    lon: f64,
+    radius_m: f64,
+    limit: Option<usize>,
+}
+
+/// `GET /v1/channels/{channel}/presence/nearby`
+pub async fn nearby(
+    _: Caller,
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, Problem> {
+    let channel = input::channel(&request, &state.config.limits)?;
+    let circle: Circle = input::query(&request)?;
+    let Some(centre) = Location::new(circle.lat, circle.lon) else {
+        return Err(Problem::bad_request("lat must be from -90 to 90, and lon from -180 to 180"));
+    };
+    let radius = circle.radius_m;
+    if !(0.0..=MAX_RADIUS).contains(&radius) {
+        return Err(Problem::bad_request(format!("radius_m must be from 0 to {MAX_RADIUS}")));
+    }
+    let limit = circle.limit.unwrap_or(100);
+    if !(1..=1_000).contains(&limit) {
+        return Err(Problem::bad_request("limit must be from 1 to 1000"));
+    }
+    let roster = state.rosters.get(&channel);
+    let roster = roster.as_ref().map(|roster| &roster.snapshot);
+    let found = state.cluster.nearby(&channel, centre, radius, limit, roster).await?;
+    let members: Vec<_> = found
+        .iter()
+        .map(|Nearby { user, location, distance }| {
+            // Millimetres are more than anybody knows.
+            let distance_m = (distance * 1_000.0).round() / 1_000.0;
+            serde_json::json!({"user": user, "distance_m": distance_m, "location": location})
+        })
+        .collect();
+    let answer = serde_json::json!({"channel": channel, "members": members});
+    Ok(answer::value(StatusCode::OK, &answer))
 }
 
 /// What is asked of a user.

@@ -29,6 +29,8 @@ pub struct Rules {
     pub node_channels: usize,
     /// Members that a channel may have; 0 is no limit.
     pub channel_members: usize,
+    /// Without activity for so long a connection is idle; zero: never.
+    pub idle_after: Duration,
 }
 
 impl Rules {
@@ -39,13 +41,20 @@ impl Rules {
             silent_after: config.silent_after,
             node_channels: config.limits.max_node_channels,
             channel_members: config.limits.max_channel_members,
+            idle_after: config.idle_after,
         }
     }
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { ping_every: 20, silent_after: 60, node_channels: usize::MAX, channel_members: 0 }
+        Self {
+            ping_every: 20,
+            silent_after: 60,
+            node_channels: usize::MAX,
+            channel_members: 0,
+            idle_after: Duration::ZERO,
+        }
     }
 }
 
@@ -114,6 +123,7 @@ impl Hubs {
             connections: HashMap::new(),
             channels: HashMap::new(),
             settings: None,
+            acts: Vec::new(),
         }));
         let address = HubActor { hub: Rc::clone(&hub), session_check }.start();
         hub.borrow_mut().address = Some(address.clone());
@@ -181,6 +191,9 @@ impl Hub {
         }
         for id in over {
             self.disconnect(id);
+        }
+        if !self.acts.is_empty() {
+            self.registry.shared().cluster.note_active(std::mem::take(&mut self.acts));
         }
         check
     }

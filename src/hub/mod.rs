@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::Addr;
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use bytes::Bytes;
 use crate::channel::{
     Alive, Channel, Detach, Dropped, HubLink, Meter, Published, Registry, Rosters, Track, Untrack, Update,
 };
+use crate::cluster::{Act, wall_clock};
 use crate::dialects::{self, WireFormat};
 use crate::health::Trouble;
 use crate::metrics::Metrics;
@@ -38,6 +39,9 @@ pub use line::{Line, retry, retry_spread};
 pub use outbox::{ConnId, Ended, Outbox};
 pub use room::Room;
 pub use viewers::Viewers;
+
+/// How often it is told at most that somebody is active: so much longer may it take to be idle.
+const ACTIVITY_EVERY: Duration = Duration::from_secs(30);
 
 /// The hub as the connections of its thread hold it.
 pub type SharedHub = Rc<RefCell<Hub>>;
@@ -71,6 +75,8 @@ struct Connected {
     channels: Vec<Arc<str>>,
     next_beat: u32,
     tie: Option<Tie>,
+    /// The users who were told to be active by it.
+    active: Vec<Arc<str>>,
 }
 
 /// The state of one thread's hub.
@@ -86,6 +92,8 @@ pub struct Hub {
     channels: HashMap<Arc<str>, Viewed>,
     /// What was last known to be set for channels.
     settings: Option<Arc<All>>,
+    /// Who has become active, or is no more, since the last sweep.
+    acts: Vec<Act>,
 }
 
 impl Hub {
@@ -115,7 +123,14 @@ impl Hub {
         let now = self.now();
         let outbox = Rc::new(Outbox::new(id, output_limit, now));
         let next_beat = now + line.beat_every(&self.rules);
-        let connected = Connected { line, outbox: Rc::clone(&outbox), channels: Vec::new(), next_beat, tie };
+        let connected = Connected {
+            line,
+            outbox: Rc::clone(&outbox),
+            channels: Vec::new(),
+            next_beat,
+            tie,
+            active: Vec::new(),
+        };
         self.connections.insert(id, connected);
         line.gauge(&self.metrics).inc();
         if line == Line::Socket {
@@ -129,6 +144,7 @@ impl Hub {
         let Some(connected) = self.connections.remove(&id) else { return };
         connected.line.gauge(&self.metrics).dec();
         connected.outbox.finish();
+        self.acts.extend(connected.active.into_iter().map(|user| Act { user, connection: id, until: None }));
         for channel in connected.channels {
             if connected.line.speaks()
                 && let Some(viewed) = self.channels.get(&channel)
@@ -200,6 +216,26 @@ impl Hub {
         let Some(connected) = self.connections.get(&id) else { return };
         for viewed in connected.channels.iter().filter_map(|channel| self.channels.get(channel)) {
             viewed.channel.do_send(Alive { connection: id });
+        }
+    }
+
+    /// How often it is worth telling that somebody is active; none where nobody is told.
+    pub fn activity_every(&self) -> Option<Duration> {
+        (self.rules.idle_after > Duration::ZERO).then(|| (self.rules.idle_after / 4).min(ACTIVITY_EVERY))
+    }
+
+    /// `users` are active by `id` from now on, for as long as it takes to be idle; or not by it any more. Told
+    /// with the next sweep.
+    pub fn note_active(&mut self, id: ConnId, users: Vec<Arc<str>>, active: bool) {
+        let Some(connected) = self.connections.get_mut(&id) else { return };
+        let until = active.then(|| wall_clock() + self.rules.idle_after.as_millis() as u64);
+        for user in &users {
+            self.acts.push(Act { user: Arc::clone(user), connection: id, until });
+        }
+        for user in users {
+            if !connected.active.contains(&user) {
+                connected.active.push(user);
+            }
         }
     }
 
