@@ -1,6 +1,6 @@
 //! Who is active: told by the nodes, connection by connection, as time passes.
 //!
-//! `presence:user:{u}:active` is a hash: `node:connection` → until when it counts as active unless more is told, in
+//! `cache:active:{u}` is a hash: `node:connection` → until when it counts as active unless more is told, in
 //! milliseconds since 1970. A user is active while one of them lies ahead. Connections that end take theirs out; those
 //! of a node that was killed run out.
 

@@ -55,14 +55,20 @@ impl Keys {
         format!("{}{}", self.user_prefix(channel), encode(user))
     }
 
+    /// What lives longer than presence: so it stands apart.
+    fn longer(self, begin: &str, channel: &str, day: u64) -> String {
+        let (name, date) = (encode(channel), date(day));
+        if self.tagged { format!("{begin}{{{name}}}:{date}") } else { format!("{begin}{name}:{date}") }
+    }
+
     /// What was counted of `channel` on a day, numbered from 1970: a hash.
     pub fn stats(self, channel: &str, day: u64) -> String {
-        self.of(channel, &format!(":stats:{}", date(day)))
+        self.longer("cache:stats:", channel, day)
     }
 
     /// Who was in `channel` on a day: a HyperLogLog of user ids.
     pub fn uniques(self, channel: &str, day: u64) -> String {
-        self.of(channel, &format!(":uniques:{}", date(day)))
+        self.longer("cache:uniques:", channel, day)
     }
 
     /// Where those in `channel` are who say so: a geographical index of [`place`]s.
@@ -99,12 +105,12 @@ pub fn connections(user: &str) -> String {
 
 /// By which connections `user` is active, and until when: a hash, by [`field`].
 pub fn active(user: &str) -> String {
-    format!("presence:user:{}:active", encode(user))
+    format!("cache:active:{}", encode(user))
 }
 
 /// When `user` first joined a channel, in milliseconds since 1970.
 pub fn first_seen(user: &str) -> String {
-    format!("presence:user:{}:first_seen", encode(user))
+    format!("cache:first_seen:{}", encode(user))
 }
 
 /// When `user` last left a channel, in milliseconds since 1970.

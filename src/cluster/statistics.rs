@@ -1,8 +1,8 @@
 //! Statistics of channels: how many users on a day and in a week, the most at once, joins and leaves.
 //!
 //! Every node counts the connections of its own and nothing else, so each is counted once. Once a second the counts of
-//! all channels go to Redis together: `presence:channel:{c}:stats:{day}` (a hash: joins, leaves, peak) and
-//! `presence:channel:{c}:uniques:{day}` (a HyperLogLog of users, wrong by 0.81 % on average). Days are those of UTC; a
+//! all channels go to Redis together: `cache:stats:{c}:{day}` (a hash: joins, leaves, peak) and
+//! `cache:uniques:{c}:{day}` (a HyperLogLog of users, wrong by 0.81 % on average). Days are those of UTC; a
 //! week is today and the six days before.
 //!
 //! **When Redis is away** counts are kept and go there later, those of [`MAX_WAITING`] channels at most. A node that

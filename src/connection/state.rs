@@ -198,7 +198,8 @@ impl ConnectionState {
         let recently = self.activity.told.is_some_and(|told| now.saturating_duration_since(told) < every);
         let active = match kind {
             Kind::Heartbeat => return None,
-            Kind::Idle(idle) if idle == self.activity.idle => return None,
+            Kind::Idle(true) if self.activity.idle => return None,
+            Kind::Idle(false) if recently && !self.activity.idle => return None,
             Kind::Idle(idle) => !idle,
             // Who comes, or shows something else, is there; also as another user than before.
             Kind::Place => true,

@@ -282,6 +282,9 @@ fn that_somebody_uses_the_client_is_told_now_and_then_and_at_once_when_that_chan
     bench.now += Duration::from_secs(31);
     assert_eq!(told(&mut bench, other), none, "the client knows better");
     assert_eq!(told(&mut bench, &says("active")), ["active ada,bob true"]);
+    assert_eq!(told(&mut bench, &says("active")), none);
+    bench.now += Duration::from_secs(31);
+    assert_eq!(told(&mut bench, &says("active")), ["active ada,bob true"], "it had become idle by itself");
     assert!(bench.say(&says("idle").replace("\"r\"", "\"nowhere\""))[0].contains("unmatched topic"));
     assert_eq!(bench.say(&says("Idle"))[0], ok_to("3", "5"));
 }

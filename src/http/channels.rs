@@ -57,6 +57,14 @@ fn first(mut names: Vec<Arc<str>>, count: usize) -> Vec<Arc<str>> {
     names
 }
 
+/// What was counted of a channel.
+#[derive(serde::Serialize)]
+struct Answer<'a> {
+    channel: &'a str,
+    #[serde(flatten)]
+    statistics: Statistics,
+}
+
 /// `GET /v1/channels/{channel}/stats`: today (UTC), and the last seven days with it.
 pub async fn statistics(
     _: Caller,
@@ -64,9 +72,8 @@ pub async fn statistics(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
-    let Statistics { day, week } = state.cluster.statistics(&channel).await?;
-    let answer = serde_json::json!({"channel": channel, "day": day, "week": week});
-    Ok(answer::value(StatusCode::OK, &answer))
+    let statistics = state.cluster.statistics(&channel).await?;
+    Ok(answer::value(StatusCode::OK, &Answer { channel: &channel, statistics }))
 }
 
 #[cfg(test)]

@@ -144,6 +144,20 @@ struct Circle {
     limit: Option<usize>,
 }
 
+/// Who is in it.
+#[derive(serde::Serialize)]
+struct NearbyAnswer<'a> {
+    channel: &'a str,
+    members: Vec<Near<'a>>,
+}
+
+#[derive(serde::Serialize)]
+struct Near<'a> {
+    user: &'a str,
+    distance_m: f64,
+    location: Location,
+}
+
 /// `GET /v1/channels/{channel}/presence/nearby`
 pub async fn nearby(
     _: Caller,
@@ -166,15 +180,13 @@ pub async fn nearby(
     let roster = state.rosters.get(&channel);
     let roster = roster.as_ref().map(|roster| &roster.snapshot);
     let found = state.cluster.nearby(&channel, centre, radius, limit, roster).await?;
-    let members: Vec<_> = found
-        .iter()
-        .map(|Nearby { user, location, distance }| {
-            // Millimetres are more than anybody knows.
-            let distance_m = (distance * 1_000.0).round() / 1_000.0;
-            serde_json::json!({"user": user, "distance_m": distance_m, "location": location})
-        })
-        .collect();
-    let answer = serde_json::json!({"channel": channel, "members": members});
+    // Millimetres are more than anybody knows.
+    let members = found.iter().map(|Nearby { user, location, distance }| Near {
+        user,
+        distance_m: (distance * 1_000.0).round() / 1_000.0,
+        location: *location,
+    });
+    let answer = NearbyAnswer { channel: &channel, members: members.collect() };
     Ok(answer::value(StatusCode::OK, &answer))
 }
 

@@ -2,6 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Deserialize as _;
 
 use super::guard::Manager;
 use super::input::{self, Body};
@@ -20,7 +21,7 @@ pub async fn set_project(
     body: Body,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
-    set(&state, None, Some(body.json()?)).await
+    set(&state, None, Some(rules(&body)?)).await
 }
 
 /// `GET /v1/channels/{channel}/settings`: what holds for it.
@@ -44,7 +45,7 @@ pub async fn set_channel(
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
-    set(&state, Some(&channel), Some(body.json()?)).await
+    set(&state, Some(&channel), Some(rules(&body)?)).await
 }
 
 /// `DELETE /v1/channels/{channel}/settings`: it has none of its own any more.
@@ -55,6 +56,13 @@ pub async fn clear_channel(
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
     set(&state, Some(&channel), None).await
+}
+
+/// The rules in a body: an object, and not a list of its values, which would be read as well.
+fn rules(body: &Body) -> Result<Rules, Problem> {
+    let fields: serde_json::Map<String, serde_json::Value> = body.json()?;
+    Rules::deserialize(serde_json::Value::Object(fields))
+        .map_err(|error| Problem::bad_request(format!("body: {error}")))
 }
 
 async fn set(state: &AppState, channel: Option<&str>, rules: Option<Rules>) -> Result<HttpResponse, Problem> {

@@ -239,6 +239,36 @@ test("a node that was killed alone haunts nobody: its successor starts with an e
   }
 })
 
+test("one survivor cleans up after a node: who holds the lock does, the other waits, and it is told once", async () => {
+  const redis = await startRedis()
+  const env = { REDIS_URL: redis.url, ROLLCALL_NODE_TTL_SECONDS: "2" }
+  const [a, b, c] = await Promise.all([startNode(env), startNode(env), startNode(env)])
+  try {
+    const room = fresh()
+    const watchers = [await joinAs(a, room, "watcher a"), await joinAs(b, room, "watcher b")]
+    await joinAs(c, room, "lost")
+    for (const me of watchers) await until(() => me.sees("watcher a", "watcher b", "lost"), "all are there", 5000, me.users)
+    const [field] = Object.keys(await redis.hash(userKey(room, "lost")))
+    const lock = `lock:presence-clean-up-${field.split(":")[0]}`
+    await redis.call("SET", lock, "somebody else")
+    await c.stop("SIGKILL")
+    for (const me of watchers) await until(() => me.sees("watcher a", "watcher b"), "its member is gone", 8000, me.users)
+    const stands = async () => (await redis.call("EXISTS", userKey(room, "lost"))) === 1
+    await holds(stands, "nobody cleans up without the lock", 3000)
+    assert.equal(await redis.call("GET", lock), "somebody else", "nor takes another's away")
+    await redis.call("DEL", lock)
+    await until(async () => !(await stands()), "cleaned up once the lock is free", 5000)
+    await until(async () => (await redis.call("EXISTS", lock)) === 0, "and the lock is given back")
+    assert.ok(Number(await redis.call("GET", `cache:fence:${lock}`)) > 1e12, "it was taken through the lock")
+    await until(() => /cleaned up after/.test(a.log() + b.log()), "the log says so")
+    assert.equal((a.log() + b.log()).match(/cleaned up after a node/g).length, 1)
+  } finally {
+    await Promise.all([a.stop(), b.stop(), c.stop("SIGKILL")])
+    await redis.stop()
+    await closeAll()
+  }
+})
+
 describe("Redis goes away", () => {
   let redis, a, b
   before(async () => {
