@@ -208,7 +208,7 @@ impl Metrics {
             cache_hits: Family::default(), "Looks into a tier of a cache that found what is right (l1 this process, l2 Redis)";
             cache_misses: Family::default(), "Looks into a tier of a cache that did not";
             cache_seconds: Family::new_with_constructor(tier_seconds as fn() -> Histogram), "Seconds for one look into a tier of a cache (of those into l1, one in 64 is timed)";
-            cache_evictions: Family::default(), "Copies that l1 dropped because it was full";
+            cache_evictions: Family::default(), "Copies that came into l1 while it was full, so that another was dropped";
             cache_loads: Family::default(), "Values loaded because no tier had them";
             cache_load_failures: Family::default(), "Loads that failed";
             cache_load_seconds: Family::new_with_constructor(tier_seconds as fn() -> Histogram), "Seconds for one load";

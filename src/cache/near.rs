@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::future::Cache;
-use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 
 use super::Hearing;
@@ -52,6 +51,7 @@ struct Inner<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static>
     /// Counts everything forgotten. A load that began at an older count may have read what was changed since.
     forgotten: AtomicU64,
     looks: AtomicU32,
+    capacity: u64,
     metrics: TierMetrics,
 }
 
@@ -109,21 +109,15 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
         metrics: TierMetrics,
         weigh: fn(&V) -> u32,
     ) -> Self {
-        let evictions = metrics.evictions.clone();
         let cache = Cache::builder()
             .max_capacity(capacity)
             .weigher(move |_, held: &Held<V, E>| held.outcome.as_ref().map_or(1, weigh))
             // The default policy may refuse a new entry when full: where this is the store, it would be lost.
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(Lives)
-            .eviction_listener(move |_, _, cause| {
-                if cause == RemovalCause::Size {
-                    evictions.inc();
-                }
-            })
             .build();
         let (forgotten, looks) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self(Arc::new(Inner { cache, hearing, forgotten, looks, metrics }))
+        Self(Arc::new(Inner { cache, hearing, forgotten, looks, capacity, metrics }))
     }
 
     /// What is held of `key`, if anything.
@@ -164,13 +158,16 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
         let useless = |held: &Held<V, E>| held.outcome.is_err() || !inner.is_sure(held);
         let entry = inner.cache.entry_by_ref(key).or_insert_with_if(inner.hold(load()), useless).await;
         let held = entry.into_value();
-        if held.outcome.is_ok() && held.began_at != inner.forgotten.load(Ordering::Acquire) {
-            // Something was changed while this load, perhaps begun by another caller, was under way. It may have
-            // been this key: look again, and keep nothing.
-            inner.cache.invalidate(key).await;
-            return load().await.map(|loaded| loaded.value);
+        match held.outcome {
+            Err(error) => Err(error),
+            Ok(value) if held.began_at == inner.forgotten.load(Ordering::Acquire) => Ok(value),
+            Ok(_) => {
+                // Something was changed while this load, perhaps begun by another caller, was under way. It may
+                // have been this key: look again, and keep nothing.
+                inner.cache.invalidate(key).await;
+                load().await.map(|loaded| loaded.value)
+            }
         }
-        held.outcome
     }
 
     /// The count to hand to [`Near::put`], taken before the store is written.
@@ -188,6 +185,7 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
             read_at: Instant::now(),
             began_at: mark,
         };
+        inner.count_eviction();
         inner.cache.insert(key.to_owned(), held).await;
         if inner.forgotten.load(Ordering::Acquire) != mark {
             // Somebody else may have written after us, and the announcement have come first.
@@ -225,12 +223,20 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Inner<V
         known_at.elapsed() <= SURE_FOR
     }
 
+    /// One comes in, and another goes if it is full. Asking the cache to tell would make every change slower.
+    fn count_eviction(&self) {
+        if self.cache.weighted_size() >= self.capacity {
+            self.metrics.evictions.inc();
+        }
+    }
+
     async fn hold(&self, loading: impl Future<Output = Result<Loaded<V>, E>>) -> Held<V, E> {
         let (began_at, read_at) = (self.forgotten.load(Ordering::Acquire), Instant::now());
         let (outcome, life) = match loading.await {
             Ok(Loaded { value, life }) => (Ok(value), life),
             Err(error) => (Err(error), Duration::ZERO),
         };
+        self.count_eviction();
         Held { outcome, life, slides: self.hearing.is_none(), read_at, began_at }
     }
 }
