@@ -6,6 +6,7 @@ import { closeAll, counted, fresh, holds, joinAs, until } from "../phoenix/clien
 import { connect, startRedis } from "../phoenix/redis.mjs"
 import { startNode } from "../phoenix/server.mjs"
 import { server } from "../redis/servers.mjs"
+import { startPostgres } from "../state/postgres.mjs"
 import { startHaproxy } from "./haproxy.mjs"
 
 const PASSWORD = "a.password"
@@ -149,6 +150,31 @@ describe("in front of Redis", () => {
       await Promise.all(nodes.map((node) => node.stop()))
       await haproxy.stop()
       await Promise.all([first.kill(), second.kill()])
+    }
+  })
+})
+
+describe("in front of PostgreSQL", () => {
+  test("accounts are reached through it, and it says when the server is away", async () => {
+    const postgres = await startPostgres()
+    const { host, username } = new URL(postgres.url)
+    const haproxy = await startHaproxy({ postgres: host, user: username })
+    let node
+    try {
+      await haproxy.ups("postgres_server", ["postgres1"])
+      node = await startNode({ DATABASE_URL: `postgres://${username}@127.0.0.1:${haproxy.postgresPort}/postgres`, ROLLCALL_SIGNUP: "on" })
+      const account = { email: "ada@example.com", password: "correct horse" }
+      assert.equal((await node.post("/auth/v1/signup", account)).status, 200)
+      await postgres.stop()
+      await haproxy.ups("postgres_server", [])
+      assert.equal((await node.post("/auth/v1/token", account)).status, 503)
+      await postgres.restart()
+      await haproxy.ups("postgres_server", ["postgres1"])
+      await until(async () => (await node.post("/auth/v1/token", account)).status === 200, "accounts are back", 10_000)
+    } finally {
+      await node?.stop()
+      await haproxy.stop()
+      await postgres.stop()
     }
   })
 })

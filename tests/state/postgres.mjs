@@ -1,7 +1,7 @@
 // A real PostgreSQL of the test's own, on a free port, with nothing in it.
 
 import { spawnSync } from "node:child_process"
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs"
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { freePort, launch, until } from "../phoenix/server.mjs"
@@ -47,9 +47,9 @@ export async function startPostgres() {
 
 /** `runuser` hands no signals on: the server it started is told itself. */
 async function end(server, signal) {
-  const children = spawnSync("pgrep", ["-P", String(server.child.pid)]).stdout.toString().split("\n").filter(Boolean)
-  const isWrapped = asItself.length > 0
-  for (const pid of isWrapped ? children : [server.child.pid]) process.kill(Number(pid), signal)
+  const { pid } = server.child
+  const children = () => readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean).map(Number)
+  for (const one of asItself.length > 0 ? children() : [pid]) process.kill(one, signal)
   let ended = false
   server.exited.then(() => (ended = true))
   await until(() => ended, "PostgreSQL has ended", 20_000, server.log)
