@@ -15,7 +15,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 
-use crate::cache::{Found, Loaded, Near};
+use crate::cache::{Found, Keeps, Loaded, Near};
 use crate::config::Secret;
 use crate::metrics::Metrics;
 
@@ -99,7 +99,11 @@ impl JwtVerifier {
         signature_only.validate_nbf = false;
         signature_only.validate_aud = false;
         let key = secret.map(|secret| DecodingKey::from_secret(secret.as_bytes()));
-        Self { key, signature_only, verified: Near::new(KEPT, None, metrics.cache("jwt").l1) }
+        Self {
+            key,
+            signature_only,
+            verified: Near::new(KEPT, Keeps::Own { longest: KEPT_FOR }, metrics.cache("jwt").l1),
+        }
     }
 
     /// What `token` says, if it is to be believed at `now` (unix seconds). One that was verified lately is

@@ -13,5 +13,5 @@ mod near;
 mod tiered;
 
 pub use hearing::Hearing;
-pub use near::{Found, Loaded, Near};
+pub use near::{Found, Keeps, Loaded, Near};
 pub use tiered::{CacheError, Caches, Lives, Reason, TOPIC, TieredCache};

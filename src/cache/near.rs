@@ -7,10 +7,10 @@
 //! Misses of one key at the same time share one load. What was forgotten while a load was under way is not
 //! brought back by it.
 //!
-//! **Without Redis** L1 is the store: everything in it is sure, and whatever is read stays for another life.
+//! **Without Redis** everything in it is sure ([`Keeps`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::future::Cache;
@@ -23,6 +23,17 @@ use crate::metrics::TierMetrics;
 const SURE_FOR: Duration = Duration::from_millis(800);
 /// One look in so many is timed: the clock would cost as much as the look.
 const TIMED: u32 = 64;
+
+/// What is kept, and what can be known of it.
+#[derive(Clone, Debug)]
+pub enum Keeps {
+    /// The only ones: nobody else changes them, and a read gives them another life.
+    Originals,
+    /// What only this process makes, out of something else: nobody changes it, and none is kept longer than so.
+    Own { longest: Duration },
+    /// Copies of what others may change, none kept longer than so.
+    Copies { hearing: Hearing, longest: Duration },
+}
 
 /// What L1 has.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,8 +57,7 @@ pub struct Near<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'stat
 
 struct Inner<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> {
     cache: Cache<String, Held<V, E>>,
-    /// None where L1 is the store.
-    hearing: Option<Hearing>,
+    what: Keeps,
     /// Counts everything forgotten. A load that began at an older count may have read what was changed since.
     forgotten: AtomicU64,
     looks: AtomicU32,
@@ -59,14 +69,21 @@ struct Inner<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static>
 struct Held<V, E> {
     /// A failure is for those who waited for it, and never kept.
     outcome: Result<V, E>,
+    /// Taken away where it is forgotten: that is thrice as quick as taking the copy out, which its life does later.
+    alive: Arc<AtomicBool>,
     life: Duration,
-    slides: bool,
     read_at: Instant,
     /// [`Inner::forgotten`] when the load began.
     began_at: u64,
 }
 
-/// Lives are those of the entries.
+impl<V, E> Held<V, E> {
+    fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+}
+
+/// Originals live as long as each says, from its last use on.
 struct Lives;
 
 impl<V, E> moka::Expiry<String, Held<V, E>> for Lives {
@@ -79,10 +96,10 @@ impl<V, E> moka::Expiry<String, Held<V, E>> for Lives {
         _: &String,
         held: &Held<V, E>,
         _: Instant,
-        left: Option<Duration>,
+        _: Option<Duration>,
         _: Instant,
     ) -> Option<Duration> {
-        if held.slides { Some(held.life) } else { left }
+        Some(held.life)
     }
 
     fn expire_after_update(
@@ -97,27 +114,25 @@ impl<V, E> moka::Expiry<String, Held<V, E>> for Lives {
 }
 
 impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V, E> {
-    /// Room for `capacity` copies. With `hearing` there is a store behind; without, this is the store.
-    pub fn new(capacity: u64, hearing: Option<Hearing>, metrics: TierMetrics) -> Self {
-        Self::weighed(capacity, hearing, metrics, |_| 1)
+    /// Room for `capacity` copies.
+    pub fn new(capacity: u64, what: Keeps, metrics: TierMetrics) -> Self {
+        Self::weighed(capacity, what, metrics, |_| 1)
     }
 
     /// The same where a copy takes up so much of `capacity` as `weigh` says.
-    pub fn weighed(
-        capacity: u64,
-        hearing: Option<Hearing>,
-        metrics: TierMetrics,
-        weigh: fn(&V) -> u32,
-    ) -> Self {
+    pub fn weighed(capacity: u64, what: Keeps, metrics: TierMetrics, weigh: fn(&V) -> u32) -> Self {
         let cache = Cache::builder()
             .max_capacity(capacity)
             .weigher(move |_, held: &Held<V, E>| held.outcome.as_ref().map_or(1, weigh))
             // The default policy may refuse a new entry when full: where this is the store, it would be lost.
-            .eviction_policy(EvictionPolicy::lru())
-            .expire_after(Lives)
-            .build();
+            .eviction_policy(EvictionPolicy::lru());
+        let cache = match &what {
+            Keeps::Originals => cache.expire_after(Lives),
+            // One life for all costs a change half as much as one for each: what lives shorter is checked here.
+            Keeps::Own { longest } | Keeps::Copies { longest, .. } => cache.time_to_live(*longest),
+        };
         let (forgotten, looks) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self(Arc::new(Inner { cache, hearing, forgotten, looks, capacity, metrics }))
+        Self(Arc::new(Inner { cache: cache.build(), what, forgotten, looks, capacity, metrics }))
     }
 
     /// What is held of `key`, if anything.
@@ -138,9 +153,15 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
 
     async fn look(&self, key: &str) -> Option<Found<V>> {
         let held = self.0.cache.get(key).await?;
+        if !held.is_alive() {
+            return None;
+        }
         let sure = self.0.is_sure(&held);
-        let value = held.outcome.ok()?;
+        if self.0.is_over(&held) {
+            return None;
+        }
         let left = held.life.saturating_sub(held.read_at.elapsed());
+        let value = held.outcome.ok()?;
         Some(if sure { Found::Sure(value) } else { Found::Doubtful(value, left) })
     }
 
@@ -155,7 +176,9 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
         Loading: Future<Output = Result<Loaded<V>, E>>,
     {
         let inner = &self.0;
-        let useless = |held: &Held<V, E>| held.outcome.is_err() || !inner.is_sure(held);
+        let useless = |held: &Held<V, E>| {
+            held.outcome.is_err() || !held.is_alive() || !inner.is_sure(held) || inner.is_over(held)
+        };
         let entry = inner.cache.entry_by_ref(key).or_insert_with_if(inner.hold(load()), useless).await;
         let held = entry.into_value();
         match held.outcome {
@@ -164,7 +187,7 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
             Ok(_) => {
                 // Something was changed while this load, perhaps begun by another caller, was under way. It may
                 // have been this key: look again, and keep nothing.
-                inner.cache.invalidate(key).await;
+                inner.drop_copy(key).await;
                 load().await.map(|loaded| loaded.value)
             }
         }
@@ -180,8 +203,8 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
         let inner = &self.0;
         let held = Held {
             outcome: Ok(value),
+            alive: Arc::new(AtomicBool::new(true)),
             life,
-            slides: inner.hearing.is_none(),
             read_at: Instant::now(),
             began_at: mark,
         };
@@ -189,14 +212,14 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
         inner.cache.insert(key.to_owned(), held).await;
         if inner.forgotten.load(Ordering::Acquire) != mark {
             // Somebody else may have written after us, and the announcement have come first.
-            inner.cache.invalidate(key).await;
+            inner.drop_copy(key).await;
         }
     }
 
     /// Drops `key`: what is in the store has changed, or will not be there any more.
     pub async fn forget(&self, key: &str) {
         self.0.forgotten.fetch_add(1, Ordering::AcqRel);
-        self.0.cache.invalidate(key).await;
+        self.0.drop_copy(key).await;
     }
 
     /// Drops everything: changes may have been missed.
@@ -207,20 +230,32 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Near<V,
 
     /// Takes `key` out of the store that this is.
     pub async fn take(&self, key: &str) -> Option<V> {
-        self.0.cache.remove(key).await.and_then(|held| held.outcome.ok())
+        self.0.cache.remove(key).await.filter(Held::is_alive).and_then(|held| held.outcome.ok())
     }
 
     /// Everything held, in no order. For what is rare: it goes through all.
     pub fn all(&self) -> impl Iterator<Item = (Arc<String>, V)> + '_ {
-        self.0.cache.iter().filter_map(|(key, held)| Some((key, held.outcome.ok()?)))
+        let alive = self.0.cache.iter().filter(|(_, held)| held.is_alive());
+        alive.filter_map(|(key, held)| Some((key, held.outcome.ok()?)))
     }
 }
 
 impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Inner<V, E> {
     fn is_sure(&self, held: &Held<V, E>) -> bool {
-        let Some(hearing) = &self.hearing else { return true };
+        let Keeps::Copies { hearing, .. } = &self.what else { return true };
         let known_at = hearing.up_to().map_or(held.read_at, |heard| heard.max(held.read_at));
         known_at.elapsed() <= SURE_FOR
+    }
+
+    /// Whether its own life is over. That of originals is looked after by the cache.
+    fn is_over(&self, held: &Held<V, E>) -> bool {
+        !matches!(self.what, Keeps::Originals) && held.read_at.elapsed() >= held.life
+    }
+
+    async fn drop_copy(&self, key: &str) {
+        if let Some(held) = self.cache.get(key).await {
+            held.alive.store(false, Ordering::Release);
+        }
     }
 
     /// One comes in, and another goes if it is full. Asking the cache to tell would make every change slower.
@@ -237,7 +272,8 @@ impl<V: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Inner<V
             Err(error) => (Err(error), Duration::ZERO),
         };
         self.count_eviction();
-        Held { outcome, life, slides: self.hearing.is_none(), read_at, began_at }
+        let alive = Arc::new(AtomicBool::new(true));
+        Held { outcome, alive, life, read_at, began_at }
     }
 }
 
@@ -249,7 +285,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn near(hearing: Option<Hearing>) -> Near<u32, String> {
-        Near::new(100, hearing, TierMetrics::default())
+        let what = hearing.map_or(Keeps::Originals, |hearing| Keeps::Copies { hearing, longest: LONG });
+        Near::new(100, what, TierMetrics::default())
     }
 
     fn brings(value: u32) -> impl Fn() -> std::future::Ready<Result<Loaded<u32>, String>> {
@@ -320,5 +357,19 @@ mod tests {
         }
         assert_eq!(near.all().map(|(_, value)| value).collect::<Vec<_>>(), [1]);
         assert_eq!((near.take("k").await, near.take("k").await), (Some(1), None));
+    }
+
+    #[tokio::test]
+    async fn what_a_process_makes_itself_is_made_again_when_its_life_is_over_however_often_it_is_read() {
+        let near: Near<u32, String> = Near::new(100, Keeps::Own { longest: LONG }, TierMetrics::default());
+        let short = || async { Ok(Loaded { value: 1, life: Duration::from_millis(300) }) };
+        assert_eq!(near.load("k", short).await, Ok(1));
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(near.get("k").await, Some(Found::Sure(1)));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(near.get("k").await, None);
+        assert_eq!(near.load("k", brings(2)).await, Ok(2));
     }
 }

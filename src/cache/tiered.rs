@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Found, Hearing, Loaded, Near};
+use super::{Found, Hearing, Keeps, Loaded, Near};
 use crate::keys;
 use crate::logging::Seldom;
 use crate::metrics::{CacheMetrics, Metrics};
@@ -130,8 +130,12 @@ impl Caches {
         V: Serialize + DeserializeOwned + Send + Sync + 'static,
     {
         let metrics = self.0.metrics.cache(namespace);
-        let hearing = self.0.redis.as_ref().map(|_| self.0.hearing.clone());
-        let near = Near::new(lives.capacity, hearing, metrics.l1.clone());
+        let longest = lives.l1;
+        let what = match &self.0.redis {
+            Some(_) => Keeps::Copies { hearing: self.0.hearing.clone(), longest },
+            None => Keeps::Own { longest },
+        };
+        let near = Near::new(lives.capacity, what, metrics.l1.clone());
         let version = Mutex::new(Version { number: 0, read_at: Instant::now() });
         let space = Arc::new(Namespace { name: namespace, lives, near, version, metrics });
         let mut spaces = self.0.spaces.lock().unwrap_or_else(PoisonError::into_inner);

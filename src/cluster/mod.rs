@@ -424,10 +424,10 @@ fn note_last_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
     pipeline.cmd("EXPIRE").arg(keys::first_seen(user)).arg(ttl.as_secs()).ignore();
 }
 
-/// Adds to `pipeline` that `user` came at `since`, if it was not known before.
-fn note_first_seen(pipeline: &mut redis::Pipeline, user: &str, since: u64, ttl: Duration) {
+/// Adds to `pipeline` that `user` is seen now, if it never was before.
+fn note_first_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
     let mut set = redis::cmd("SET");
-    set.arg(keys::first_seen(user)).arg(since).arg("EX").arg(ttl.as_secs()).arg("NX");
+    set.arg(keys::first_seen(user)).arg(wall_clock()).arg("EX").arg(ttl.as_secs()).arg("NX");
     pipeline.add_command(set).ignore();
 }
 

@@ -158,10 +158,6 @@ impl Encoded {
             }
             call.key(hash).arg(&*op.user).arg(keys::field(bus.node, op.seat)).arg(value);
             self.index(bus, channel, op);
-            // Whose grace begins came before.
-            if let Some(entry) = op.entry.as_ref().filter(|entry| entry.waiting.is_none()) {
-                super::note_first_seen(&mut self.pipeline, &op.user, entry.since, bus.last_seen_ttl);
-            }
         }
         self.script(&call);
     }

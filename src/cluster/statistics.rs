@@ -3,7 +3,7 @@
 //! Every node counts the connections of its own and nothing else, so each is counted once. Once a second the counts of
 //! all channels go to Redis together: `cache:stats:{c}:{day}` (a hash: joins, leaves, peak) and
 //! `cache:uniques:{c}:{day}` (a HyperLogLog of users, wrong by 0.81 % on average). Days are those of UTC; a
-//! week is today and the six days before.
+//! week is today and the six days before. When a user was first seen goes with them.
 //!
 //! **When Redis is away** counts are kept and go there later, those of [`MAX_WAITING`] channels at most. A node that
 //! is killed takes a second of counts with it. **Without Redis** this process counts for itself: exactly up to
@@ -121,6 +121,9 @@ pub async fn flush(bus: &Bus) {
                 pipeline.arg(&**user);
             }
             pipeline.ignore();
+            for user in &tally.users {
+                super::note_first_seen(&mut pipeline, user, bus.last_seen_ttl);
+            }
         }
         if bus.pool.pipeline::<()>(&pipeline).await.is_err() {
             let mut waiting = bus.tallies();

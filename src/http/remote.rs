@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Found, Hearing, Loaded, Near};
+use crate::cache::{Found, Hearing, Keeps, Loaded, Near};
 use crate::cluster::{Away, Cluster, Occupancy};
 use crate::metrics::{CacheMetrics, Metrics};
 use crate::presence::Snapshot;
@@ -33,7 +33,7 @@ impl Remote {
     pub fn new(cluster: Cluster, metrics: Arc<Metrics>) -> Self {
         let (counts_read, rosters_read) = (metrics.cache("count"), metrics.cache("roster"));
         // Nobody announces what changes on other nodes in channels that this one does not follow.
-        let deaf = || Some(Hearing::default());
+        let deaf = || Keeps::Copies { hearing: Hearing::default(), longest: FRESH };
         let counts = Near::new(MAX_COUNTS, deaf(), counts_read.l1);
         let weigh = |roster: &Arc<Snapshot>| u32::try_from(roster.connections).unwrap_or(u32::MAX).max(1);
         let rosters = Near::weighed(MAX_MEMBERS, deaf(), rosters_read.l1.clone(), weigh);

@@ -27,7 +27,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{Found, Hearing, Loaded, Near};
+use crate::cache::{Found, Hearing, Keeps, Loaded, Near};
 use crate::keys;
 use crate::logging::Seldom;
 use crate::metrics::{CacheMetrics, Metrics};
@@ -144,7 +144,11 @@ impl SessionManager {
     /// [`SessionFilter::heard`] accordingly.
     pub fn of_node(pool: Option<RedisPool>, ttl: Duration, hearing: Hearing, metrics: &Metrics) -> Self {
         let counters = metrics.cache("session");
-        let near = Near::new(CAPACITY, pool.as_ref().map(|_| hearing.clone()), counters.l1.clone());
+        let what = match &pool {
+            Some(_) => Keeps::Copies { hearing: hearing.clone(), longest: L1_LIFE },
+            None => Keeps::Originals,
+        };
+        let near = Near::new(CAPACITY, what, counters.l1.clone());
         // A cluster hands announcements on from node to node: that a ping was answered says nothing of them.
         let filter = pool.clone().filter(|pool| !pool.servers().is_cluster());
         let filter = filter.map(|pool| SessionFilter::new(pool, metrics));
