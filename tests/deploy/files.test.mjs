@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict"
 import { execFile, spawnSync } from "node:child_process"
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import os from "node:os"
 import path from "node:path"
 import { test } from "node:test"
@@ -43,5 +43,32 @@ test("systemd takes the unit", { skip: spawnSync("systemd-analyze", ["--version"
     assert.equal(stderr, "")
   } finally {
     rmSync(folder, { recursive: true, force: true })
+  }
+})
+
+test("every test that README names is there, by its file and its name", () => {
+  const at = (name) => fileURLToPath(new URL(`../../${name}`, import.meta.url))
+  const readme = readFileSync(at("README.md"), "utf8")
+  const table = readme.slice(readme.indexOf("| owner's word"), readme.indexOf("## Settings"))
+  const rows = table.split("\n").filter((line) => line.startsWith("| ")).slice(2)
+  assert.ok(rows.length >= 15, `${rows.length} rows`)
+  for (const row of rows) {
+    const cell = row.split(" | ").at(-1)
+    const named = [...cell.matchAll(/`((?:tests|deploy)\/[^`]+|[a-z_]+(?:::[a-z_]+)+|cargo run [^`]+)`(?: "([^"]+)")?/g)]
+    assert.ok(named.length > 0 || cell.startsWith("the same"), row)
+    for (const [, what, title] of named) {
+      if (what.startsWith("cargo run")) continue
+      if (what.includes("/")) {
+        const text = readFileSync(at(what), "utf8")
+        if (title) assert.ok(text.includes(title), `${what} has no test "${title}"`)
+        continue
+      }
+      const [module] = what.split("::tests")
+      const [file, folder] = [`src/${module.replaceAll("::", "/")}.rs`, `src/${module.replaceAll("::", "/")}/mod.rs`]
+      const found = [file, folder].find((name) => existsSync(at(name)))
+      assert.ok(found, `there is no module ${module}`)
+      const test = what.split("::tests::")[1]
+      assert.ok(readFileSync(at(found), "utf8").includes(test ? `fn ${test}(` : "mod tests"), `${found}: ${what}`)
+    }
   }
 })
