@@ -11,7 +11,7 @@ use crate::channel::{Registry, Rosters, Shared};
 use crate::cluster::{Aside, Asides, Cluster, LocalCluster, RedisCluster, Ttls};
 use crate::config::Config;
 use crate::database::{Database, DatabaseError};
-use crate::hub::{CloseSessions, Hubs, Rules, SessionCheck};
+use crate::hub::{CheckSessions, CloseSessions, Hubs, Rules, SessionCheck};
 use crate::lifecycle::Lifecycle;
 use crate::logging::Seldom;
 use crate::metrics::Metrics;
@@ -72,12 +72,15 @@ impl Node {
         let caches = Caches::new(pool.clone(), hearing.clone(), Arc::clone(&metrics));
         let database = database(&config, &metrics)?;
         let settings = database.clone().map(|database| Settings::new(database, &caches, config.session_ttl));
+        if let Some(settings) = settings.clone() {
+            actix::spawn(async move { settings.follow().await });
+        }
         let accounts = database.clone().map(|database| {
             let passwords = Passwords::new(config.workers)?;
             Ok::<_, StartError>(Accounts::new(database, passwords, config.refresh_ttl))
         });
         let accounts = accounts.transpose()?;
-        let hubs = Hubs::new(Rules::of(&config));
+        let hubs = Hubs::new(Rules::of(&config), settings.clone());
         let asides = asides(sessions.clone(), caches.clone(), hubs.clone(), hearing);
         let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, asides);
         let shared = Shared {
@@ -190,6 +193,7 @@ fn asides(sessions: SessionManager, caches: Caches, hubs: Hubs, hearing: Hearing
         Aside::Missed => {
             sessions.forget_all();
             caches.forget_all();
+            hubs.tell(CheckSessions);
             if let Some(filter) = sessions.filter().cloned() {
                 filter.doubt();
                 actix::spawn(async move { filter.keep().await });

@@ -28,6 +28,8 @@ pub enum Reject {
     ChannelFull(usize),
     #[error("channel needs a session")]
     SessionNeeded,
+    #[error("settings are not known yet; try again")]
+    SettingsUnknown,
     #[error("unmatched topic")]
     UnmatchedTopic,
     #[error("unknown event")]

@@ -124,18 +124,12 @@ pub async fn run(
     let state = web::Data::new(app_state(&node));
     let (registry, hubs, check) = (node.registry.clone(), node.hubs.clone(), node.session_check());
     let (limits, metrics) = (Arc::new(config.limits.clone()), Arc::clone(&node.metrics));
-    let settings = node.settings.clone();
     let mut server = HttpServer::new(move || {
         let hub = HUB.with(|cell| {
             let start = || hubs.start_here(registry.clone(), Arc::clone(&check));
             cell.get_or_init(start).clone()
         });
-        let sockets = Sockets {
-            hub,
-            limits: Arc::clone(&limits),
-            metrics: Arc::clone(&metrics),
-            settings: settings.clone(),
-        };
+        let sockets = Sockets { hub, limits: Arc::clone(&limits), metrics: Arc::clone(&metrics) };
         let state = state.clone();
         App::new()
             .app_data(sockets)

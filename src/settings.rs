@@ -1,14 +1,15 @@
 //! Settings of the project and of single channels, which trusted backends change while nodes run.
 //!
-//! They stand in the database and are read through the tiered cache, all in one piece: a join of a channel without
-//! settings of its own, as most are, must not cost a look into the database. What a channel does not say holds for
-//! it as the project says.
+//! They stand in the database and are read through the tiered cache, all in one piece. Each node looks twice a second
+//! ([`Settings::follow`]) and keeps what it saw last, so that a join never waits for Redis or a database. What a
+//! channel does not say holds for it as the project says.
 //!
-//! **When the database or Redis is away** what is known goes on to hold; a node that has never read them, and cannot,
-//! knows none: presence goes on, and `/readyz` says so. Changes fail then.
+//! **When the database or Redis is away** what was seen last goes on to hold, however long that lasts. A node that has
+//! never seen any, because both are away since it started, cannot know which channels are closed: it lets in only who
+//! has proven who he is. Changes fail then.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ pub const MAX_CHANNELS: usize = 10_000;
 
 /// How long a node goes on with what it knows without looking again, changes apart, which it is told of.
 const L1_LIFE: Duration = Duration::from_secs(30);
+/// How often a node looks, mostly into its own memory.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 const KEY: &str = "all";
 const PROJECT: &str = "project";
 const CHANNEL: &str = "channel";
@@ -82,26 +85,32 @@ pub enum SettingsError {
 pub struct Settings {
     database: Database,
     cache: TieredCache<All>,
+    /// What was seen last.
+    seen: Arc<RwLock<Option<Arc<All>>>>,
 }
 
 impl Settings {
     /// The settings in `database`, kept in Redis for `l2_life` at most.
     pub fn new(database: Database, caches: &Caches, l2_life: Duration) -> Self {
         let lives = Lives { l1: L1_LIFE, l2: l2_life, absent: L1_LIFE, capacity: 1 };
-        Self { database, cache: caches.cache("settings", lives) }
+        Self { database, cache: caches.cache("settings", lives), seen: Arc::default() }
     }
 
-    /// Everything that is set, as well as this node can know it.
-    pub async fn current(&self) -> Arc<All> {
-        match self.all().await {
-            Ok(all) => all,
-            Err(error) => {
+    /// Everything that is set, as this node saw it last; none if it never has.
+    pub fn known(&self) -> Option<Arc<All>> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps [`Settings::known`] up to date, for ever.
+    pub async fn follow(&self) {
+        loop {
+            if let Err(error) = self.all().await {
                 static UNKNOWN: Seldom = Seldom::new();
                 if let Some(times) = UNKNOWN.count() {
-                    tracing::warn!(%error, times, "channels go without their settings");
+                    tracing::warn!(%error, times, "settings stay as they were last seen");
                 }
-                Arc::default()
             }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
@@ -112,7 +121,9 @@ impl Settings {
     pub async fn all(&self) -> Result<Arc<All>, SettingsError> {
         let read = || async { self.read().await.map(Some) };
         let all = self.cache.get_or_load(KEY, read).await.map_err(SettingsError::Unknown)?;
-        Ok(all.unwrap_or_default())
+        let all = all.unwrap_or_default();
+        *self.seen.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&all));
+        Ok(all)
     }
 
     /// Sets the rules of `channel`, or of the project where there is none; no `rules` takes away what was set.
@@ -144,7 +155,10 @@ impl Settings {
         if !changed.await? {
             return Err(SettingsError::TooMany);
         }
-        self.cache.delete(KEY).await.map_err(SettingsError::Untold)
+        let told = self.cache.delete(KEY).await;
+        // So that who set it sees it here.
+        let _ = self.all().await;
+        told.map_err(SettingsError::Untold)
     }
 
     async fn read(&self) -> Result<All, DatabaseError> {
@@ -213,14 +227,19 @@ mod tests {
             Settings::new(database.clone(), &caches, Duration::from_secs(60))
         };
         let (a, b) = (node(), node());
-        assert_eq!(*a.current().await, All::default());
+        assert_eq!(a.known(), None);
+        assert_eq!(*a.all().await.unwrap(), All::default());
+        assert_eq!(a.known().as_deref(), Some(&All::default()));
         let rules = Rules { max_members: Some(3), join_needs_session: None };
         a.set(Some("room:1"), Some(rules)).await.unwrap();
         a.set(None, Some(Rules { join_needs_session: Some(true), ..Rules::default() })).await.unwrap();
         for node in [&a, &b] {
-            assert_eq!(node.current().await.of("room:1"), Rules { join_needs_session: Some(true), ..rules });
+            assert_eq!(
+                node.all().await.unwrap().of("room:1"),
+                Rules { join_needs_session: Some(true), ..rules }
+            );
         }
-        assert_eq!(metrics.cache("settings").loads.get(), 2);
+        assert_eq!(a.known().unwrap().of("room:1").max_members, Some(3), "who set it sees it");
         b.set(Some("room:1"), None).await.unwrap();
         assert_eq!(b.all().await.unwrap().of("room:1").max_members, None);
     }

@@ -1,8 +1,8 @@
 //! Accounts: an e-mail address and a password, kept in the database, and the refresh tokens of who has signed in.
 //!
 //! A refresh token is good once and gives another. One that was exchanged is good for ten seconds more, since a
-//! client may not have got the answer, or have several tabs; after that it has been stolen, from its owner or by
-//! him: then that sign-in ends, with all that came of it. An unknown address and a wrong password are answered
+//! client may not have got the answer, or have several tabs, ten times at most; after that it has been stolen, from
+//! its owner or by him: then that sign-in ends, with all that came of it. An unknown address and a wrong password are answered
 //! alike, and after the same time.
 //!
 //! **When the database is away** every call fails with [`DatabaseError::Away`]; sessions go on without it. Redis
@@ -26,6 +26,8 @@ pub use password::{HashError, Passwords};
 const MAX_EMAIL: usize = 254;
 /// How long a refresh token that was exchanged is still good: as in Supabase's server.
 const REUSE: Duration = Duration::from_secs(10);
+/// How often it is, in all: a client has some tabs, and no more.
+const MAX_USES: i64 = 10;
 /// The role of who has signed in, as Supabase calls it.
 const ROLE: &str = "authenticated";
 
@@ -145,79 +147,105 @@ impl Accounts {
         }
     }
 
-    /// A refresh token for `account`, signed in as `login`. What has expired of its others is cleared away.
+    /// A new sign-in of `account`: its name. What has expired of others is cleared away.
     ///
     /// # Errors
     /// See [`AccountError`].
-    pub async fn issue(&self, account: &str, login: &str) -> Result<String, AccountError> {
-        let token = random_token()?;
-        let now = unix_now();
+    pub async fn sign_in(&self, account: &str) -> Result<String, AccountError> {
+        let (login, now) = (Uuid::new_v4().to_string(), unix_now());
         let insert = async |pool: &AnyPool| {
-            sqlx::query("DELETE FROM rollcall_refresh_tokens WHERE account = $1 AND expires_at < $2")
+            sqlx::query("DELETE FROM rollcall_refresh_tokens WHERE expires_at < $1 AND login IN (SELECT id FROM rollcall_logins WHERE account = $2)")
+                .bind(unix_now())
+                .bind(account)
+                .execute(pool)
+                .await?;
+            // Younger ones may be about to get their first token.
+            sqlx::query(
+                "DELETE FROM rollcall_logins WHERE account = $1 AND created_at < $2 AND NOT EXISTS \
+                 (SELECT 1 FROM rollcall_refresh_tokens WHERE login = rollcall_logins.id)",
+            )
+            .bind(account)
+            .bind(now - 3_600)
+            .execute(pool)
+            .await?;
+            sqlx::query("INSERT INTO rollcall_logins (id, account, created_at) VALUES ($1, $2, $3)")
+                .bind(&login)
                 .bind(account)
                 .bind(now)
                 .execute(pool)
-                .await?;
+                .await
+        };
+        self.database.call(insert).await?;
+        Ok(login)
+    }
+
+    /// A refresh token of `login`.
+    ///
+    /// # Errors
+    /// [`AccountError::BadRefresh`] if that sign-in has ended meanwhile: what was made of it must end too.
+    pub async fn issue(&self, login: &str) -> Result<String, AccountError> {
+        let token = random_token()?;
+        let insert = async |pool: &AnyPool| {
+            // The database itself sees to it that the sign-in is there, and stays until this is done.
             sqlx::query(
-                "INSERT INTO rollcall_refresh_tokens (digest, account, login, expires_at) VALUES ($1, $2, $3, $4)",
+                "INSERT INTO rollcall_refresh_tokens (digest, login, expires_at, uses) VALUES ($1, $2, $3, 0)",
             )
             .bind(digest(&token))
-            .bind(account)
             .bind(login)
-            .bind(now + seconds(self.refresh_life))
+            .bind(unix_now() + seconds(self.refresh_life))
             .execute(pool)
             .await
         };
-        self.database.call(insert).await?;
-        Ok(token)
+        match self.database.call(insert).await {
+            Ok(_) => Ok(token),
+            Err(DatabaseError::Orphan) => Err(AccountError::BadRefresh),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whose `token` is, which is good once: exchange it with [`Accounts::issue`].
     ///
     /// # Errors
-    /// [`AccountError::BadRefresh`]; with the sign-in that it belonged to if it was exchanged before: that is to
-    /// end, and [`Accounts::forget`] has already taken its other tokens.
+    /// [`AccountError::BadRefresh`]. The inner error is the user and the sign-in of a token that was exchanged long
+    /// ago: that sign-in has ended by this, and its sessions are to end too.
     pub async fn refresh(&self, token: &str) -> Result<Result<Refreshed, (String, String)>, AccountError> {
         let (digest, now) = (digest(token), unix_now());
         let select = async |pool: &AnyPool| {
             let found = sqlx::query(
                 "SELECT a.id, a.email, a.role, a.tier, t.login, t.used_at FROM rollcall_refresh_tokens t \
-                 JOIN rollcall_accounts a ON a.id = t.account WHERE t.digest = $1 AND t.expires_at >= $2",
-            )
-            .bind(&digest)
-            .bind(now)
-            .fetch_optional(pool)
-            .await?;
-            let Some(row) = found else { return Ok(None) };
-            sqlx::query(
-                "UPDATE rollcall_refresh_tokens SET used_at = $1 WHERE digest = $2 AND used_at IS NULL",
-            )
-            .bind(now)
-            .bind(&digest)
-            .execute(pool)
-            .await?;
+                 JOIN rollcall_logins l ON l.id = t.login JOIN rollcall_accounts a ON a.id = l.account \
+                 WHERE t.digest = $1 AND t.expires_at >= $2",
+            );
+            let Some(row) = found.bind(&digest).bind(now).fetch_optional(pool).await? else {
+                return Ok(None);
+            };
+            let counted = sqlx::query(
+                "UPDATE rollcall_refresh_tokens SET used_at = COALESCE(used_at, $1), uses = uses + 1 \
+                 WHERE digest = $2 AND uses < $3",
+            );
+            let counted = counted.bind(now).bind(&digest).bind(MAX_USES).execute(pool).await?;
             let refreshed = Refreshed { account: account(&row)?, login: row.try_get("login")? };
-            Ok(Some((refreshed, row.try_get::<Option<i64>, _>("used_at")?)))
+            Ok(Some((refreshed, row.try_get::<Option<i64>, _>("used_at")?, counted.rows_affected() > 0)))
         };
-        let Some((refreshed, used_at)) = self.database.call(select).await? else {
+        let Some((refreshed, used_at, is_counted)) = self.database.call(select).await? else {
             return Err(AccountError::BadRefresh);
         };
         if used_at.is_some_and(|used_at| now - used_at > seconds(REUSE)) {
             self.forget(&refreshed.account.id, Some(&refreshed.login), false).await?;
             return Ok(Err((refreshed.account.id, refreshed.login)));
         }
-        Ok(Ok(refreshed))
+        if is_counted { Ok(Ok(refreshed)) } else { Err(AccountError::BadRefresh) }
     }
 
-    /// Ends refresh tokens of `account`: those of `login`, all others with `others`, or all without one.
+    /// Ends sign-ins of `account`, and their refresh tokens: `login`, all others with `others`, or all without one.
     ///
     /// # Errors
     /// See [`AccountError`].
     pub async fn forget(&self, account: &str, login: Option<&str>, others: bool) -> Result<(), AccountError> {
         let statement = match (login, others) {
-            (None, _) => "DELETE FROM rollcall_refresh_tokens WHERE account = $1 AND $2 = $2",
-            (Some(_), false) => "DELETE FROM rollcall_refresh_tokens WHERE account = $1 AND login = $2",
-            (Some(_), true) => "DELETE FROM rollcall_refresh_tokens WHERE account = $1 AND login <> $2",
+            (None, _) => "DELETE FROM rollcall_logins WHERE account = $1 AND $2 = $2",
+            (Some(_), false) => "DELETE FROM rollcall_logins WHERE account = $1 AND id = $2",
+            (Some(_), true) => "DELETE FROM rollcall_logins WHERE account = $1 AND id <> $2",
         };
         let delete = async |pool: &AnyPool| {
             sqlx::query(statement).bind(account).bind(login.unwrap_or_default()).execute(pool).await
@@ -315,25 +343,37 @@ mod tests {
     async fn a_refresh_token_is_good_once_and_a_stolen_one_ends_the_sign_in() {
         let accounts = accounts(MONTH);
         let ada = accounts.create("ada@example.org", "correct horse".into(), None, None).await.unwrap();
-        let first = accounts.issue(&ada.id, "login 1").await.unwrap();
-        let other = accounts.issue(&ada.id, "login 2").await.unwrap();
-        let good = Refreshed { account: ada.clone(), login: "login 1".into() };
+        let login = accounts.sign_in(&ada.id).await.unwrap();
+        let first = accounts.issue(&login).await.unwrap();
+        let second_login = accounts.sign_in(&ada.id).await.unwrap();
+        let other = accounts.issue(&second_login).await.unwrap();
+        let good = Refreshed { account: ada.clone(), login: login.clone() };
         // A second tab, at the same moment.
         assert_eq!(accounts.refresh(&first).await, Ok(Ok(good.clone())));
         assert_eq!(accounts.refresh(&first).await, Ok(Ok(good)));
-        let second = accounts.issue(&ada.id, "login 1").await.unwrap();
+        let second = accounts.issue(&login).await.unwrap();
         let long_ago = async |pool: &AnyPool| {
             sqlx::query("UPDATE rollcall_refresh_tokens SET used_at = used_at - 11").execute(pool).await
         };
         accounts.database.call(long_ago).await.unwrap();
-        assert_eq!(accounts.refresh(&first).await, Ok(Err((ada.id.clone(), "login 1".into()))));
+        assert_eq!(accounts.refresh(&first).await, Ok(Err((ada.id.clone(), login.clone()))));
         assert_eq!(accounts.refresh(&second).await, Err(AccountError::BadRefresh));
         assert!(accounts.refresh(&other).await.unwrap().is_ok());
         assert_eq!(accounts.refresh("rcr_nonsense").await, Err(AccountError::BadRefresh));
-        let third = accounts.issue(&ada.id, "login 3").await.unwrap();
-        accounts.forget(&ada.id, Some("login 3"), true).await.unwrap();
+        assert_eq!(
+            accounts.issue(&login).await,
+            Err(AccountError::BadRefresh),
+            "nothing comes of an ended sign-in"
+        );
+        let login = accounts.sign_in(&ada.id).await.unwrap();
+        let third = accounts.issue(&login).await.unwrap();
+        accounts.forget(&ada.id, Some(&login), true).await.unwrap();
         assert_eq!(accounts.refresh(&other).await, Err(AccountError::BadRefresh));
-        assert!(accounts.refresh(&third).await.unwrap().is_ok());
+        for _ in 0..MAX_USES {
+            assert!(accounts.refresh(&third).await.unwrap().is_ok());
+        }
+        assert_eq!(accounts.refresh(&third).await, Err(AccountError::BadRefresh));
+        let third = accounts.issue(&login).await.unwrap();
         accounts.forget(&ada.id, None, false).await.unwrap();
         assert_eq!(accounts.refresh(&third).await, Err(AccountError::BadRefresh));
     }
@@ -342,7 +382,8 @@ mod tests {
     async fn an_expired_refresh_token_is_none() {
         let accounts = accounts(Duration::ZERO);
         let ada = accounts.create("ada@example.org", "correct horse".into(), None, None).await.unwrap();
-        let token = accounts.issue(&ada.id, "login").await.unwrap();
+        let login = accounts.sign_in(&ada.id).await.unwrap();
+        let token = accounts.issue(&login).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1_100)).await;
         assert_eq!(accounts.refresh(&token).await, Err(AccountError::BadRefresh));
     }

@@ -1,8 +1,9 @@
 //! Who is active: told by the nodes, connection by connection, as time passes.
 //!
 //! `cache:active:{u}` is a hash: `node:connection` → until when it counts as active unless more is told, in
-//! milliseconds since 1970. A user is active while one of them lies ahead. Connections that end take theirs out; those
-//! of a node that was killed run out.
+//! milliseconds since 1970. A user is active while one of them lies ahead. It never lies far ahead, and is told again
+//! while it holds: so what a node that was killed has told runs out, and what Redis lost comes back. Connections that
+//! end take theirs out.
 
 use super::bus::Bus;
 use super::{Act, keys};
@@ -14,6 +15,7 @@ const SPARE_MILLIS: u64 = 60_000;
 
 /// Writes what has changed. If Redis is away it is left: whoever goes on being active is told of again.
 pub async fn tell(bus: &Bus, acts: &[Act]) {
+    let _in_turn = bus.telling.lock().await;
     for some in acts.chunks(CHUNK) {
         let mut pipeline = redis::pipe();
         for Act { user, connection, until } in some {

@@ -43,6 +43,8 @@ pub struct Bus {
     /// Whether it is known if Redis is there.
     tried: AtomicBool,
     tallies: Mutex<Waiting>,
+    /// Held while it is told who is active: what is told later must not be overtaken.
+    pub telling: tokio::sync::Mutex<()>,
     placed: Mutex<HashMap<Arc<str>, HashSet<u64>>>,
 }
 
@@ -101,6 +103,7 @@ impl Bus {
             subscriber_up: AtomicBool::new(false),
             tried: AtomicBool::new(false),
             tallies: Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
             placed: Mutex::default(),
         }
     }

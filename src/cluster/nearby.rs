@@ -2,18 +2,23 @@
 //!
 //! With Redis the index is `presence:channel:{c}:places`, kept by the pipeline with everything else; what it names and
 //! is not there any more is taken out of it by whoever looks. Redis searches circles; near the poles, and where
-//! longitudes begin again, it does not find everything, and all places are looked at instead.
+//! longitudes begin again, it does not find everything, and all places are looked at instead, page by page.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::bus::Bus;
-use super::places::{INDEXED_LATITUDE, Location};
+use super::places::{self, INDEXED_LATITUDE, Location};
 use super::{Away, keys, wire};
 use crate::presence::Snapshot;
+use crate::redis_pool::RedisError;
 
 /// Connections that are looked at, the nearest of them.
 const MAX_PLACES: usize = 10_000;
+/// Places in one answer, where all of them are looked at.
+const PAGE: usize = 5_000;
+/// Metres by which the index may be wrong.
+const SLACK: f64 = 1.0;
 /// Of them, so many at a time.
 const CHUNK: usize = 500;
 
@@ -59,18 +64,15 @@ pub async fn search(
 ) -> Result<Vec<Nearby>, Away> {
     let key = bus.keys.places(channel);
     let is_plain = centre.is_plain(radius);
-    let query = if is_plain {
+    let places = if is_plain {
         let mut search = redis::cmd("GEOSEARCH");
         search.arg(&key).arg("FROMLONLAT").arg(centre.lon).arg(centre.lat);
         // Its places are rounded to less than a metre.
-        search.arg("BYRADIUS").arg(radius + 1.0).arg("m").arg("ASC").arg("COUNT").arg(MAX_PLACES);
-        search
+        search.arg("BYRADIUS").arg(radius + SLACK).arg("m").arg("ASC").arg("COUNT").arg(MAX_PLACES);
+        bus.pool.query::<Vec<String>>(&search).await?
     } else {
-        let mut range = redis::cmd("ZRANGE");
-        range.arg(&key).arg(0).arg(MAX_PLACES - 1);
-        range
+        look_at_all(bus, &key, centre, radius).await?
     };
-    let places: Vec<String> = bus.pool.query(&query).await?;
     let mut found = Found::new(centre, radius, limit);
     for some in places.chunks(CHUNK) {
         let named: Vec<(&String, &str, &str)> = some
@@ -104,12 +106,40 @@ pub async fn search(
         if any_gone {
             bus.pool.query::<()>(&gone).await?;
         }
-        // The nearest come first, but only where Redis has sorted them.
-        if is_plain && found.is_full() {
+        // The nearest come first.
+        if found.is_full() {
             break;
         }
     }
     Ok(found.sorted())
+}
+
+/// The places within `radius` of `centre`, the nearest first, of all that the index has: by pages, by their own scores.
+async fn look_at_all(bus: &Bus, key: &str, centre: Location, radius: f64) -> Result<Vec<String>, RedisError> {
+    let mut near: Vec<(f64, String)> = Vec::new();
+    let mut cursor = 0_u64;
+    loop {
+        let mut scan = redis::cmd("ZSCAN");
+        scan.arg(key).arg(cursor).arg("COUNT").arg(PAGE);
+        let (next, page): (u64, Vec<(String, f64)>) = bus.pool.query(&scan).await?;
+        for (place, score) in page {
+            let location = places::of_score(score as u64);
+            // On the edge of the index stands who is anywhere beyond it: those are always looked at.
+            let is_beyond = location.lat.abs() > INDEXED_LATITUDE - 0.01;
+            let distance = if is_beyond { 0.0 } else { centre.distance(location) };
+            if distance <= radius + SLACK {
+                near.push((distance, place));
+            }
+        }
+        cursor = next;
+        if cursor == 0 {
+            break;
+        }
+    }
+    near.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    near.dedup_by(|(_, a), (_, b)| a == b);
+    near.truncate(MAX_PLACES);
+    Ok(near.into_iter().map(|(_, place)| place).collect())
 }
 
 /// A latitude as Redis takes it.

@@ -71,6 +71,16 @@ impl Location {
     }
 }
 
+/// The point that a score of Redis' index stands for: latitude and longitude, 26 bits each, interleaved with the
+/// longitude first. Off by less than a metre.
+pub fn of_score(score: u64) -> Location {
+    let every_other =
+        |from: u32| (0..26).fold(0_u64, |bits, bit| bits | (score >> (2 * bit + from) & 1) << bit);
+    let part = |bits: u64, most: f64| (bits as f64 + 0.5) / f64::from(1 << 26) * 2.0 * most - most;
+    // The bounds of its projection (EPSG:900913).
+    Location { lat: part(every_other(0), 85.051_128_78), lon: part(every_other(1), 180.0) }
+}
+
 /// A square degree, by the latitude and longitude of its lower left corner.
 type Cell = (i16, i16);
 /// By seat.
@@ -183,6 +193,15 @@ mod tests {
         ] {
             assert_eq!(Location::in_meta(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn scores_of_redis_are_points() {
+        // Palermo, as in the documentation of GEOADD.
+        let found = of_score(3_479_099_956_230_698);
+        assert!(found.distance(at(38.115_556, 13.361_389)) < 1.0, "{found:?}");
+        let found = of_score(3_479_447_370_796_909);
+        assert!(found.distance(at(37.502_669, 15.087_269)) < 1.0, "{found:?}");
     }
 
     #[test]

@@ -11,15 +11,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use actix::{
-    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, StreamHandler, WrapFuture as _,
-};
+use actix::{Actor, ActorContext as _, AsyncContext as _, StreamHandler};
 use actix_http::ws::{Codec, Message, ProtocolError};
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws::{self, WebsocketContext};
 use bytes::Bytes;
-use futures_util::{FutureExt as _, Stream};
+use futures_util::Stream;
 
 use super::assembly::{Assembly, Broken, Whole};
 use super::guard::Guard;
@@ -31,7 +29,6 @@ use crate::hub::{self, Line, Outbox, Room, SharedHub, Tie};
 use crate::metrics::Metrics;
 use crate::quota::Place;
 use crate::reject::Close;
-use crate::settings::Settings;
 
 /// What every socket of one thread shares.
 #[derive(Clone)]
@@ -39,8 +36,6 @@ pub struct Sockets {
     pub hub: SharedHub,
     pub limits: Arc<Limits>,
     pub metrics: Arc<Metrics>,
-    /// What is set for channels; none without a database.
-    pub settings: Option<Settings>,
 }
 
 /// What the checks before the upgrade found out.
@@ -219,34 +214,13 @@ impl Connection {
         let now = Instant::now();
         match incoming {
             Ok(incoming) => {
-                match self.sockets.settings.clone().filter(|_| incoming.command.takes_a_place()) {
-                    None => {
-                        let effects = self.state.on_message(incoming, now);
-                        self.carry_out(effects, ctx);
-                    }
-                    Some(settings) => self.on_join(incoming, settings, ctx),
-                }
+                let effects = self.state.on_message(incoming, now);
+                self.carry_out(effects, ctx);
             }
             Err(malformed) => {
                 self.sockets.metrics.frames_malformed.inc();
                 tracing::debug!(connection = self.outbox.id(), %malformed, "ignored a frame");
                 self.on_other(ctx);
-            }
-        }
-    }
-
-    /// A join is held against what is set for channels, and what comes after it waits until that is known.
-    fn on_join(&mut self, incoming: Incoming, settings: Settings, ctx: &mut WebsocketContext<Self>) {
-        let mut known = Box::pin(async move { settings.current().await });
-        let go_on = |this: &mut Self, all, incoming, ctx: &mut WebsocketContext<Self>| {
-            this.sockets.hub.borrow_mut().note_settings(all);
-            let effects = this.state.on_message(incoming, Instant::now());
-            this.carry_out(effects, ctx);
-        };
-        match (&mut known).now_or_never() {
-            Some(all) => go_on(self, all, incoming, ctx),
-            None => {
-                ctx.wait(known.into_actor(self).map(move |all, this, ctx| go_on(this, all, incoming, ctx)))
             }
         }
     }

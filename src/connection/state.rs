@@ -150,6 +150,7 @@ impl ConnectionState {
         let Incoming { address, command, format } = incoming;
         let over = self.message_rate.take(now).err();
         let kind = Kind::of(&command);
+        let before = if kind.may_leave() { self.present_users() } else { Vec::new() };
         let mut effects = match over {
             // Presence calls have a rate of their own, and over that nothing is lost.
             Some(wait) if !matches!(command, Command::Track(_) | Command::Untrack) => {
@@ -159,6 +160,7 @@ impl ConnectionState {
             _ => self.obey(address, command, format, now),
         };
         effects.extend(self.note_activity(kind, now));
+        effects.extend(self.note_gone(before));
         effects.extend(over.map(Effect::Slow));
         effects
     }
@@ -199,25 +201,38 @@ impl ConnectionState {
         let active = match kind {
             Kind::Heartbeat => return None,
             Kind::Idle(true) if self.activity.idle => return None,
-            Kind::Idle(false) if recently && !self.activity.idle => return None,
             Kind::Idle(idle) => !idle,
             // Who comes, or shows something else, is there; also as another user than before.
             Kind::Place => true,
-            Kind::Other if recently || self.activity.idle => return None,
-            Kind::Other => true,
+            Kind::Other | Kind::Away if recently || self.activity.idle => return None,
+            Kind::Other | Kind::Away => true,
         };
         self.activity.idle = !active;
-        let mut users: Vec<Arc<str>> = Vec::new();
-        for joined in &self.joined {
-            if !users.contains(&joined.user) {
-                users.push(Arc::clone(&joined.user));
-            }
-        }
+        let users = self.present_users();
         if users.is_empty() {
             return None;
         }
         self.activity.told = active.then_some(now);
         Some(Effect::Active { users, active })
+    }
+
+    /// Of the users who were present by this connection, those who are no more are not active by it either.
+    fn note_gone(&self, mut before: Vec<Arc<str>>) -> Option<Effect> {
+        self.activity.every?;
+        let now = self.present_users();
+        before.retain(|user| !now.contains(user));
+        (!before.is_empty()).then_some(Effect::Active { users: before, active: false })
+    }
+
+    /// Who is present by this connection; who only watches is not.
+    fn present_users(&self) -> Vec<Arc<str>> {
+        let mut users: Vec<Arc<str>> = Vec::new();
+        for joined in self.joined.iter().filter(|joined| joined.present) {
+            if !users.contains(&joined.user) {
+                users.push(Arc::clone(&joined.user));
+            }
+        }
+        users
     }
 
     /// Applies held metas as far as the rate allows now.
@@ -431,14 +446,22 @@ enum Kind {
     Heartbeat,
     Idle(bool),
     Place,
+    /// Leaving, or being present no more.
+    Away,
     Other,
 }
 
 impl Kind {
+    /// Whether somebody may be present no more after it; also a join, which may be as another user.
+    fn may_leave(self) -> bool {
+        matches!(self, Self::Away | Self::Place)
+    }
+
     fn of(command: &Command) -> Self {
         match command {
             Command::Heartbeat => Self::Heartbeat,
             Command::Idle(idle) => Self::Idle(*idle),
+            Command::Leave | Command::Untrack => Self::Away,
             command if command.takes_a_place() => Self::Place,
             _ => Self::Other,
         }

@@ -38,6 +38,9 @@ pub enum DatabaseError {
     /// There is such a row already.
     #[error("there is one already")]
     Taken,
+    /// What the row belongs to is not there, or not any more.
+    #[error("what it belongs to is gone")]
+    Orphan,
     /// The database refused. The text holds nothing of what was sent or stored.
     #[error("the database refused: {0}")]
     Refused(String),
@@ -47,6 +50,7 @@ impl From<sqlx::Error> for DatabaseError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(refused) if refused.is_unique_violation() => Self::Taken,
+            sqlx::Error::Database(refused) if refused.is_foreign_key_violation() => Self::Orphan,
             // Starting up, shutting down, too many connections (PostgreSQL, appendix A: classes 57 and 53).
             sqlx::Error::Database(refused)
                 if refused.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("53")) =>

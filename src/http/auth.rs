@@ -67,7 +67,7 @@ pub async fn sign_up(
         state.admission.attempt(&request, &checked_email(&email)?).await?;
     }
     let account = accounts.create(&email, password, role, tier).await?;
-    begin(&state, accounts, &account, &Uuid::new_v4().to_string()).await
+    begin(&state, accounts, &account, &accounts.sign_in(&account.id).await?).await
 }
 
 async fn anonymous(state: &AppState) -> Result<HttpResponse, Problem> {
@@ -100,7 +100,7 @@ pub async fn sign_in(
             let counted = checked_email(&email).unwrap_or_else(|_| email.chars().take(254).collect());
             state.admission.attempt(&request, &counted).await?;
             let account = accounts.verify(&email, password).await?;
-            begin(&state, accounts, &account, &Uuid::new_v4().to_string()).await
+            begin(&state, accounts, &account, &accounts.sign_in(&account.id).await?).await
         }
         Some("refresh_token") => {
             let Some(token) = call.refresh_token else {
@@ -138,7 +138,8 @@ async fn begin(
         ..NewSession::default()
     };
     let (token, session) = state.sessions.create(new).await?;
-    match accounts.issue(&account.id, login).await {
+    // After the session: whoever ends the sign-in meanwhile either finds it, or ends this.
+    match accounts.issue(login).await {
         Ok(refresh_token) => Ok(granted(StatusCode::OK, &token, Some(&refresh_token), &session)),
         Err(error) => {
             // Nobody was told the token.
@@ -261,7 +262,9 @@ impl From<DatabaseError> for Problem {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Away => Self::busy(error.to_string()),
-            DatabaseError::Taken => Self::new(StatusCode::CONFLICT, error.to_string()),
+            DatabaseError::Taken | DatabaseError::Orphan => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             DatabaseError::Refused(_) => {
                 tracing::warn!(%error, "the database refused a call");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the database refused")

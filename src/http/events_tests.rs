@@ -30,7 +30,6 @@ fn node(args: &[&str]) -> (web::Data<AppState>, Sockets) {
         hub: Hubs::default().start_here(registry, Arc::new(|_, _| {})),
         limits: Arc::new(state.config.limits.clone()),
         metrics: Arc::clone(&state.metrics),
-        settings: None,
     };
     (state, sockets)
 }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 
 use super::drain::{slices, spread};
-use super::{ConnId, Hub, SharedHub};
+use super::{ConnId, Hub, SharedHub, TELL_AGAIN};
 use crate::channel::{Fan, Live, Probe, Registry};
 use crate::config::Config;
 use crate::reject::Close;
+use crate::settings::Settings;
 
 /// A session's life is extended, and its end noticed at the latest, this often by an open socket. Mostly
 /// it is one look into L1.
@@ -74,6 +75,11 @@ pub struct CloseSessions {
     pub tokens: Arc<[Arc<str>]>,
 }
 
+/// Sessions may have been revoked without a word: all that sockets are bound to are looked up now.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct CheckSessions;
+
 /// Every socket ends, spread over `over`, told to come back elsewhere.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
@@ -88,13 +94,14 @@ pub type SessionCheck = Arc<dyn Fn(Vec<Arc<str>>, actix::Recipient<CloseSessions
 #[derive(Clone, Default)]
 pub struct Hubs {
     rules: Rules,
+    settings: Option<Settings>,
     all: Arc<Mutex<Vec<Addr<HubActor>>>>,
 }
 
 impl Hubs {
-    /// Hubs, none started yet, that go by `rules`.
-    pub fn new(rules: Rules) -> Self {
-        Self { rules, all: Arc::default() }
+    /// Hubs, none started yet, that go by `rules`, and by what is set for channels where there is a database.
+    pub fn new(rules: Rules, settings: Option<Settings>) -> Self {
+        Self { rules, settings, all: Arc::default() }
     }
 
     /// Sends `message` to every hub.
@@ -122,7 +129,7 @@ impl Hubs {
             started: Instant::now(),
             connections: HashMap::new(),
             channels: HashMap::new(),
-            settings: None,
+            settings: self.settings.clone(),
             acts: Vec::new(),
         }));
         let address = HubActor { hub: Rc::clone(&hub), session_check }.start();
@@ -192,10 +199,27 @@ impl Hub {
         for id in over {
             self.disconnect(id);
         }
+        if self.now().is_multiple_of(TELL_AGAIN) {
+            self.tell_active_again();
+        }
         if !self.acts.is_empty() {
             self.registry.shared().cluster.note_active(std::mem::take(&mut self.acts));
         }
         check
+    }
+
+    /// The sessions that connections are bound to, which count as checked from now on.
+    fn tied_sessions(&mut self) -> Vec<Arc<str>> {
+        let mut tokens = Vec::new();
+        for connected in self.connections.values_mut() {
+            if let Some(Tie::Session { token, checked }) = &mut connected.tie {
+                *checked = Instant::now();
+                tokens.push(Arc::clone(token));
+            }
+        }
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
     }
 
     fn close_sessions(&mut self, tokens: &[Arc<str>]) {
@@ -241,6 +265,17 @@ impl Handler<CloseSessions> for HubActor {
 
     fn handle(&mut self, CloseSessions { tokens }: CloseSessions, _: &mut Self::Context) {
         self.hub.borrow_mut().close_sessions(&tokens);
+    }
+}
+
+impl Handler<CheckSessions> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, CheckSessions: CheckSessions, ctx: &mut Self::Context) {
+        let tokens = self.hub.borrow_mut().tied_sessions();
+        if !tokens.is_empty() {
+            (self.session_check)(tokens, ctx.address().recipient());
+        }
     }
 }
 

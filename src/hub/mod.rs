@@ -30,9 +30,9 @@ use crate::health::Trouble;
 use crate::metrics::Metrics;
 use crate::presence::{Ref, ResumeKey};
 use crate::reject::Close;
-use crate::settings::All;
+use crate::settings::Settings;
 
-pub use actor::{CloseSessions, Drain, HubActor, Hubs, Rules, SessionCheck, Tie};
+pub use actor::{CheckSessions, CloseSessions, Drain, HubActor, Hubs, Rules, SessionCheck, Tie};
 pub use drain::{below, spread};
 pub use frames::{close, close_echo, ping, pong, text};
 pub use line::{Line, retry, retry_spread};
@@ -42,6 +42,10 @@ pub use viewers::Viewers;
 
 /// How often it is told at most that somebody is active: so much longer may it take to be idle.
 const ACTIVITY_EVERY: Duration = Duration::from_secs(30);
+
+/// How long what is told of activity is good, and how often it is told again, in sweeps.
+const TOLD_FOR: Duration = Duration::from_secs(45);
+const TELL_AGAIN: u32 = 20;
 
 /// The hub as the connections of its thread hold it.
 pub type SharedHub = Rc<RefCell<Hub>>;
@@ -75,8 +79,8 @@ struct Connected {
     channels: Vec<Arc<str>>,
     next_beat: u32,
     tie: Option<Tie>,
-    /// The users who were told to be active by it.
-    active: Vec<Arc<str>>,
+    /// The users who were told to be active by it, and until when they are, in milliseconds since 1970.
+    active: Vec<(Arc<str>, u64)>,
 }
 
 /// The state of one thread's hub.
@@ -90,8 +94,8 @@ pub struct Hub {
     started: Instant,
     connections: HashMap<ConnId, Connected>,
     channels: HashMap<Arc<str>, Viewed>,
-    /// What was last known to be set for channels.
-    settings: Option<Arc<All>>,
+    /// What is set for channels; none without a database.
+    settings: Option<Settings>,
     /// Who has become active, or is no more, since the last sweep.
     acts: Vec<Act>,
 }
@@ -105,11 +109,6 @@ impl Hub {
     /// When the hub began: the zero of [`Hub::now`].
     pub fn clock(&self) -> Instant {
         self.started
-    }
-
-    /// What is set for channels from now on.
-    pub fn note_settings(&mut self, all: Arc<All>) {
-        self.settings = Some(all);
     }
 
     /// A ref that nothing else in the cluster has.
@@ -144,7 +143,11 @@ impl Hub {
         let Some(connected) = self.connections.remove(&id) else { return };
         connected.line.gauge(&self.metrics).dec();
         connected.outbox.finish();
-        self.acts.extend(connected.active.into_iter().map(|user| Act { user, connection: id, until: None }));
+        self.acts.extend(connected.active.into_iter().map(|(user, _)| Act {
+            user,
+            connection: id,
+            until: None,
+        }));
         for channel in connected.channels {
             if connected.line.speaks()
                 && let Some(viewed) = self.channels.get(&channel)
@@ -227,14 +230,30 @@ impl Hub {
     /// `users` are active by `id` from now on, for as long as it takes to be idle; or not by it any more. Told
     /// with the next sweep.
     pub fn note_active(&mut self, id: ConnId, users: Vec<Arc<str>>, active: bool) {
+        let Some(every) = self.activity_every() else { return };
         let Some(connected) = self.connections.get_mut(&id) else { return };
-        let until = active.then(|| wall_clock() + self.rules.idle_after.as_millis() as u64);
-        for user in &users {
-            self.acts.push(Act { user: Arc::clone(user), connection: id, until });
-        }
+        let now = wall_clock();
+        // What happens soon after is not told again: so nobody is idle too early.
+        let until = now + (self.rules.idle_after + every).as_millis() as u64;
         for user in users {
-            if !connected.active.contains(&user) {
-                connected.active.push(user);
+            connected.active.retain(|(known, _)| *known != user);
+            let told = active.then(|| until.min(now + TOLD_FOR.as_millis() as u64));
+            self.acts.push(Act { user: Arc::clone(&user), connection: id, until: told });
+            if active {
+                connected.active.push((user, until));
+            }
+        }
+    }
+
+    /// Tells again who is still active: what stands of a node that is no more ends soon, and what Redis lost comes
+    /// back.
+    fn tell_active_again(&mut self) {
+        let now = wall_clock();
+        for (id, connected) in &mut self.connections {
+            connected.active.retain(|(_, until)| *until > now);
+            for (user, until) in &connected.active {
+                let until = Some((*until).min(now + TOLD_FOR.as_millis() as u64));
+                self.acts.push(Act { user: Arc::clone(user), connection: *id, until });
             }
         }
     }

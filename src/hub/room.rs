@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::Hub;
 use crate::health::Trouble;
 use crate::reject::Reject;
+use crate::settings::Rules;
 
 /// What a connection asks before it joins.
 pub trait Room {
@@ -24,7 +25,12 @@ impl Room for RefCell<Hub> {
             hub.metrics.health.set(Trouble::ChannelsFull, "");
             return Err(Reject::TooManyOnNode);
         }
-        let set = hub.settings.as_ref().map(|settings| settings.of(channel)).unwrap_or_default();
+        let set = match hub.settings.as_ref().map(|settings| settings.known()) {
+            None => Rules::default(),
+            Some(Some(all)) => all.of(channel),
+            Some(None) if proven => Rules::default(),
+            Some(None) => return Err(Reject::SettingsUnknown),
+        };
         if set.join_needs_session == Some(true) && !proven {
             return Err(Reject::SessionNeeded);
         }

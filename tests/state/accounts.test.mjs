@@ -128,6 +128,29 @@ function supabaseSuite(node, other) {
     }
   })
 
+  test("what is refreshed while the user is signed out everywhere ends with the rest", async () => {
+    for (let round = 0; round < 8; round++) {
+      const { session } = await signedUp(node())
+      const exchange = (at) => at.post("/auth/v1/token?grant_type=refresh_token", { refresh_token: session.refresh_token })
+      const under_way = [exchange(node()), exchange(other()), exchange(node()), exchange(other())]
+      const ended = await other().request("DELETE", `/v1/users/${session.user.id}/sessions`, { headers: service })
+      assert.equal(ended.status, 200)
+      const answers = (await Promise.all(under_way)).filter((one) => one.status === 200).map((one) => one.json)
+      for (const { access_token, refresh_token } of answers) {
+        await until(async () => (await node().get("/auth/v1/user", bearer(access_token))).status === 401, "it has ended", 2000)
+        const again = await node().post("/auth/v1/token?grant_type=refresh_token", { refresh_token })
+        assert.equal(again.json.error_code, "refresh_token_not_found")
+      }
+      assert.deepEqual((await node().get(`/v1/users/${session.user.id}/sessions`, service)).json.sessions, [])
+    }
+  })
+
+  test("a refresh token can be replayed a few times within ten seconds, and no more", async () => {
+    const { session } = await signedUp(node())
+    const all = Array.from({ length: 20 }, () => node().post("/auth/v1/token?grant_type=refresh_token", { refresh_token: session.refresh_token }))
+    assert.equal((await Promise.all(all)).filter((one) => one.status === 200).length, 10)
+  })
+
   let backdate = () => {}
   return { whenBackdated: (how) => (backdate = how) }
 }

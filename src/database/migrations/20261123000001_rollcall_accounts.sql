@@ -11,15 +11,23 @@ CREATE TABLE rollcall_accounts (
     created_at BIGINT NOT NULL
 );
 
+-- A sign-in with a password. When it ends, its refresh tokens end with it, and none can be added.
+CREATE TABLE rollcall_logins (
+    id TEXT PRIMARY KEY NOT NULL,
+    account TEXT NOT NULL REFERENCES rollcall_accounts (id) ON DELETE CASCADE,
+    created_at BIGINT NOT NULL
+);
+
 CREATE TABLE rollcall_refresh_tokens (
     -- SHA-256 of the token, in hexadecimal: who reads this table cannot sign in.
     digest TEXT PRIMARY KEY NOT NULL,
-    account TEXT NOT NULL REFERENCES rollcall_accounts (id) ON DELETE CASCADE,
-    -- The sign-in with a password that it comes from.
-    login TEXT NOT NULL,
+    login TEXT NOT NULL REFERENCES rollcall_logins (id) ON DELETE CASCADE,
     expires_at BIGINT NOT NULL,
-    -- When it was exchanged for another; none while it is good.
-    used_at BIGINT
+    -- When it was first exchanged for another; none while it is good.
+    used_at BIGINT,
+    -- How often.
+    uses BIGINT NOT NULL
 );
 
-CREATE INDEX rollcall_refresh_tokens_login ON rollcall_refresh_tokens (account, login);
+CREATE INDEX rollcall_logins_account ON rollcall_logins (account);
+CREATE INDEX rollcall_refresh_tokens_login ON rollcall_refresh_tokens (login);
