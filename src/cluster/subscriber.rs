@@ -109,8 +109,21 @@ impl Subscriber {
     /// Pings, and hears all that came before the answer: then everything said before the ping has been heard.
     async fn catch_up(&mut self, stream: &mut PubSubStream) -> bool {
         let asked = Instant::now();
-        if !matches!(timeout(PATIENCE, self.sink.ping::<redis::Value>()).await, Ok(Ok(_))) {
-            return false;
+        let mut sink = self.sink.clone();
+        let answer = timeout(PATIENCE, sink.ping::<redis::Value>());
+        tokio::pin!(answer);
+        // On a long way the answer takes a while, in which nothing that comes may wait.
+        loop {
+            tokio::select! {
+                message = stream.next() => match message {
+                    Some(message) => self.hear(&message),
+                    None => return false,
+                },
+                answered = &mut answer => match answered {
+                    Ok(Ok(_)) => break,
+                    _ => return false,
+                }
+            }
         }
         // Unconstrained: a channel that says "later" to be fair to other tasks would be taken for empty.
         while let Some(Some(message)) = tokio::task::unconstrained(stream.next()).now_or_never() {
