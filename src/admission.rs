@@ -205,6 +205,14 @@ impl Admission {
         Ok(Admitted { identity, subprotocol, addr })
     }
 
+    /// Checks a socket whose clients prove who they are in another way: its origin and address.
+    ///
+    /// # Errors
+    /// The check that it does not pass.
+    pub async fn admit_unproven(&self, request: &HttpRequest) -> Result<(), Refusal> {
+        self.enter(request).await.map(|_| ())
+    }
+
     /// Takes a place for a connection of `user`, where that is proven, among those of its user and address.
     ///
     /// # Errors
@@ -242,6 +250,7 @@ impl Admission {
             && !headers.contains_key(ORIGIN)
             && !headers.contains_key(AUTHORIZATION)
             && !headers.contains_key(COOKIE)
+            && !headers.contains_key(API_KEY)
             && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
             && query_tokens(request.query_string()).next().is_none();
         plain.then_some(Caller::Nobody)
@@ -462,6 +471,7 @@ pub fn tokens<'a>(query: &'a str, headers: &'a HeaderMap, cookies_count: bool) -
     let mut asked: Vec<(usize, Cow<'a, str>)> = query_tokens(query).collect();
     asked.sort_by_key(|(rank, _)| *rank);
     asked.into_iter().for_each(|(rank, token)| add(token, QUERY_NAMES[rank] == API_KEY));
+    text(headers, API_KEY).into_iter().for_each(|token| add(token.into(), true));
     if cookies_count {
         cookie(headers).into_iter().for_each(|token| add(token.into(), false));
     }

@@ -6,6 +6,8 @@
 pub mod server;
 /// One node's parts, started together.
 pub mod node;
+/// The routes of WebSockets, one for each dialect.
+pub mod sockets;
 /// REST, pages, metrics, problems.
 pub mod http;
 /// Who may come in.
@@ -30,6 +32,8 @@ pub mod settings;
 pub mod accounts;
 /// Tokens that prove themselves.
 pub mod jwt;
+/// What Pusher's applications have signed.
+pub mod signature;
 /// How often somebody may call.
 pub mod rate_limit;
 /// How many connections somebody may have.

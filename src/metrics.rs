@@ -33,6 +33,9 @@ pub struct Metrics {
     pub leaves: Count,
     pub updates: Count,
     pub diffs: Count,
+    pub encodes: Family<[(&'static str, &'static str); 1], Count>,
+    pub broadcasts: Count,
+    pub broadcasts_dropped: Count,
     pub frames_in: Count,
     pub frames_out: Count,
     pub bytes_in: Count,
@@ -172,6 +175,9 @@ impl Metrics {
             leaves: Count::default(), "Leaves told to viewers";
             updates: Count::default(), "Updates told to viewers";
             diffs: Count::default(), "Diffs sent, one for each channel and window";
+            encodes: Family::default(), "Diffs and broadcasts encoded, by wire form";
+            broadcasts: Count::default(), "Broadcasts told to the viewers of a channel on this node";
+            broadcasts_dropped: Count::default(), "Broadcasts that did not reach the other nodes, or a thread of this one";
             frames_in: Count::default(), "Messages from clients";
             frames_out: Count::default(), "Frames put into the clients' queues";
             bytes_in: Count::default(), "Bytes from clients";

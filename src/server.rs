@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use actix_web::dev::{Extensions, ServerHandle};
-use actix_web::http::StatusCode;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpServer, web};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::admission::{Admission, Admitted, Identity};
+use crate::admission::Admission;
 use crate::config::{Config, DatabaseAddress};
-use crate::connection::{self, ConnectParams, Sockets};
+use crate::connection::Sockets;
 use crate::health::Trouble;
-use crate::http::{self, AppState, Problem, Remote};
+use crate::http::{self, AppState, LastSaid, Remote};
 use crate::hub::{Drain, SharedHub};
 use crate::jwt::JwtVerifier;
 use crate::lifecycle::Stage;
 use crate::node::Node;
-use crate::quota::{Place, Quotas};
+use crate::quota::Quotas;
 use crate::rate_limit::RateLimiter;
+use crate::sockets;
 
 /// Connections that may wait to be accepted. The kernel's own bound may be lower.
 const BACKLOG: i32 = 8_192;
@@ -129,11 +129,16 @@ pub async fn run(
             let start = || hubs.start_here(registry.clone(), Arc::clone(&check));
             cell.get_or_init(start).clone()
         });
-        let sockets = Sockets { hub, limits: Arc::clone(&limits), metrics: Arc::clone(&metrics) };
         let state = state.clone();
+        let sockets = Sockets {
+            hub,
+            limits: Arc::clone(&limits),
+            metrics: Arc::clone(&metrics),
+            services: sockets::services(state.clone()),
+        };
         App::new()
             .app_data(sockets)
-            .service(http::resource("/socket/websocket", "GET").route(web::get().to(phoenix_socket)))
+            .configure(sockets::routes)
             .configure(move |cfg| http::configure(cfg, state))
     })
     .workers(config.workers)
@@ -180,6 +185,7 @@ fn app_state(node: &Node) -> AppState {
         settings: node.settings.clone(),
         hubs: node.hubs.clone(),
         admission,
+        last_said: LastSaid::new(&node.caches),
         pool: node.pool.clone(),
         metrics: Arc::clone(&node.metrics),
         lifecycle: Arc::clone(&node.lifecycle),
@@ -266,34 +272,4 @@ fn on_connect(connection: &dyn std::any::Any, _: &mut Extensions) {
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
     }
-}
-
-/// `GET /socket/websocket`
-async fn phoenix_socket(
-    request: HttpRequest,
-    payload: web::Payload,
-    state: web::Data<AppState>,
-) -> Result<HttpResponse, actix_web::Error> {
-    state.is_staying()?;
-    if !connection::asks_for_upgrade(&request) {
-        return Err(Problem::upgrade_required("this path takes WebSockets only").into());
-    }
-    let admitted = state.admission.admit(&request).await.map_err(Problem::from)?;
-    // The checks may have taken a while.
-    state.is_staying()?;
-    state.has_room()?;
-    let user = admitted.identity.as_ref().map(|identity| &identity.user);
-    let place = state.admission.place(&request, user).map_err(Problem::from)?;
-    let Some(sockets) = request.app_data::<Sockets>() else {
-        return Err(actix_web::error::ErrorInternalServerError("no hub on this thread"));
-    };
-    let params = ConnectParams::read(request.query_string(), &sockets.limits)
-        .map_err(|error| Problem::new(StatusCode::FORBIDDEN, error.to_string()))?;
-    connection::open(&request, payload, sockets, params, admission(admitted, place))
-        .map_err(|error| Problem::from(error).into())
-}
-
-fn admission(admitted: Admitted, place: Place) -> connection::Admission {
-    let tie = admitted.identity.as_ref().map(Identity::tie);
-    connection::Admission { user: admitted.identity.map(|identity| identity.user), tie, place }
 }

@@ -42,8 +42,8 @@ async fn an_answer_to_an_earlier_visit_is_not_taken_for_that_to_the_next() {
     let hub = Hubs::default().start_here(registry, Arc::new(|_, _| {}));
     let _ada = presence.join_channel("ada", "c", &json!({})).unwrap();
 
-    let outbox = hub.borrow_mut().connect(Line::Socket, 1 << 20, None);
-    let view = || View { format: WireFormat::PhoenixV2, join_ref: Some("1".into()), known: None };
+    let outbox = hub.borrow_mut().connect(Line::Socket(rollcall::reject::Dialect::Phoenix), 1 << 20, None);
+    let view = || View { join_ref: Some("1".into()), ..View::new(WireFormat::PhoenixV2) };
     hub.borrow_mut().view(outbox.id(), "c", view());
     // This thread does not yield, so the channel's answer waits. When the channel has stood still for a
     // task of ours, it has answered; the same task then keeps it busy.

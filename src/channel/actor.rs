@@ -12,8 +12,9 @@ use actix::{
 };
 
 use super::core::{Audience, ChannelCore, Effect, Noticed};
-use super::{Fan, HubLink, Probe, Published, Registry, Shared, Update};
+use super::{Fan, HubLink, Probe, Published, Registry, Relay, Relayed, Shared, Update};
 use crate::cluster::{Told, today, wall_clock};
+use crate::dialects::Broadcast;
 use crate::logging::Seldom;
 use crate::presence::{Diff, Entry, ResumeKey, Seat, Snapshot};
 
@@ -55,6 +56,19 @@ pub struct Track {
 pub struct Untrack {
     pub connection: u64,
 }
+
+/// A connection that is present is that of `user`, as it has proven since.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Identify {
+    pub connection: u64,
+    pub user: Arc<str>,
+}
+
+/// Somebody says something to all who view the channel, on all nodes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Say(pub Arc<Broadcast>);
 
 /// A connection's socket has ended.
 #[derive(Message)]
@@ -185,6 +199,19 @@ impl Channel {
         }
         if !tally.is_empty() {
             self.shared.cluster.count(today, &self.name, tally);
+        }
+    }
+
+    /// Tells the viewers on this node what somebody says.
+    fn relay(&self, broadcast: Arc<Broadcast>) {
+        self.shared.metrics.broadcasts.inc();
+        let relayed = Arc::new(Relayed::new(Arc::clone(&self.name), broadcast));
+        for link in &self.links {
+            if link.meter.begin_relay() {
+                link.relay.do_send(Relay { relayed: Arc::clone(&relayed), meter: Arc::clone(&link.meter) });
+            } else {
+                self.shared.metrics.broadcasts_dropped.inc();
+            }
         }
     }
 
@@ -331,6 +358,24 @@ impl Handler<Untrack> for Channel {
     }
 }
 
+impl Handler<Identify> for Channel {
+    type Result = ();
+
+    fn handle(&mut self, Identify { connection, user }: Identify, ctx: &mut Self::Context) {
+        self.core.state.identify(connection, &user, wall_clock(), Instant::now());
+        self.settle(ctx);
+    }
+}
+
+impl Handler<Say> for Channel {
+    type Result = ();
+
+    fn handle(&mut self, Say(broadcast): Say, _: &mut Self::Context) {
+        self.shared.cluster.say(&self.name, &broadcast);
+        self.relay(broadcast);
+    }
+}
+
 impl Handler<Dropped> for Channel {
     type Result = ();
 
@@ -371,6 +416,9 @@ impl Handler<Told> for Channel {
     type Result = ();
 
     fn handle(&mut self, told: Told, ctx: &mut Self::Context) {
+        if let Told::Said(broadcast) = told {
+            return self.relay(broadcast);
+        }
         match self.core.told(told, Instant::now()) {
             Noticed::Nothing => {}
             Noticed::Gap => {

@@ -81,6 +81,8 @@ impl ChannelCore {
                 self.write_again();
             }
             Told::Away => self.state.go_live(),
+            // The actor passes it on: it changes nothing.
+            Told::Said(_) => {}
             Told::NodeDown(node) => self.state.node_down(node),
             Told::Beaten { stated, missing, users } => {
                 self.state.compare(&stated, now);

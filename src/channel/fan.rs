@@ -11,8 +11,12 @@ use actix::{Message, Recipient};
 use bytes::Bytes;
 
 use super::Published;
-use crate::dialects::{self, WireFormat};
+use crate::dialects::{self, Broadcast, Frame, WireFormat};
 use crate::presence::Diff;
+
+/// Broadcasts of one channel that a hub may have unhandled. Over it they are dropped: who says something is told
+/// that it was taken, not that everybody heard it.
+const MAX_RELAYS: usize = 1_024;
 
 /// A channel's roster is published and can be shown.
 #[derive(Message, Debug)]
@@ -63,10 +67,48 @@ impl Update {
         self.roster.snapshot.version
     }
 
-    /// The finished frame in `format`; `finish` turns text into a frame, the first time only.
-    pub fn frame(&self, format: WireFormat, finish: impl FnOnce(Bytes) -> Bytes) -> &Bytes {
-        let make = || finish(dialects::diff(format, &self.channel, &self.diff, &self.roster.snapshot));
+    /// The finished frames in `format`, one after another: none if viewers in it need not be told. `finish` turns
+    /// messages into these, the first time only.
+    pub fn frame(&self, format: WireFormat, finish: impl FnOnce(&[Frame]) -> Bytes) -> &Bytes {
+        let make = || finish(&dialects::diff(format, &self.channel, &self.diff, &self.roster.snapshot));
         self.frames[format.index()].get_or_init(make)
+    }
+
+    /// The roster that it leads to.
+    pub fn roster(&self) -> &Arc<Published> {
+        &self.roster
+    }
+}
+
+/// Something said to all viewers of a channel on one thread.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Relay {
+    pub relayed: Arc<Relayed>,
+    /// Counts this message out again when it has been handled.
+    pub meter: Arc<Meter>,
+}
+
+/// One broadcast in one channel, as told to every viewer.
+#[derive(Debug)]
+pub struct Relayed {
+    pub channel: Arc<str>,
+    pub broadcast: Arc<Broadcast>,
+    frames: [OnceLock<Bytes>; WireFormat::KINDS],
+}
+
+impl Relayed {
+    /// `broadcast`, for the viewers of `channel`.
+    pub fn new(channel: Arc<str>, broadcast: Arc<Broadcast>) -> Self {
+        Self { channel, broadcast, frames: Default::default() }
+    }
+
+    /// The finished frame in `format`; empty where the form cannot carry it. `finish` makes it, the first time only.
+    pub fn frame(&self, format: WireFormat, finish: impl FnOnce(&[Frame]) -> Bytes) -> &Bytes {
+        self.frames[format.index()].get_or_init(|| {
+            let frame = dialects::broadcast(format, &self.channel, &self.broadcast);
+            frame.map_or_else(Bytes::new, |frame| finish(&[frame]))
+        })
     }
 }
 
@@ -75,6 +117,7 @@ impl Update {
 pub struct Meter {
     viewers: AtomicUsize,
     behind: AtomicUsize,
+    relays: AtomicUsize,
 }
 
 impl Meter {
@@ -91,6 +134,20 @@ impl Meter {
     /// How many diffs the hub was sent and has not handled.
     pub fn behind(&self) -> usize {
         self.behind.load(Ordering::Relaxed)
+    }
+
+    /// Takes room for one more broadcast, if there is any.
+    pub(super) fn begin_relay(&self) -> bool {
+        let has_room = self.relays.load(Ordering::Relaxed) < MAX_RELAYS;
+        if has_room {
+            self.relays.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// The hub has handled one broadcast.
+    pub fn relayed(&self) {
+        self.relays.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(super) fn sent(&self) {
@@ -118,5 +175,6 @@ pub struct HubLink {
     pub live: Recipient<Live>,
     pub fan: Recipient<Fan>,
     pub probe: Recipient<Probe>,
+    pub relay: Recipient<Relay>,
     pub meter: Arc<Meter>,
 }

@@ -15,8 +15,8 @@ mod rosters;
 mod state;
 mod window;
 
-pub use actor::{Alive, Channel, Detach, Drain, Dropped, SeatsOf, Track, Untrack};
-pub use fan::{Fan, HubLink, Live, Meter, Probe, Update};
+pub use actor::{Alive, Channel, Detach, Drain, Dropped, Identify, Say, SeatsOf, Track, Untrack};
+pub use fan::{Fan, HubLink, Live, Meter, Probe, Relay, Relayed, Update};
 pub use registry::{Registry, Shared};
 pub use rosters::{Published, Rosters};
 

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use actix::{Actor as _, Addr, ArbiterHandle};
 
-use super::actor::{Attach, Channel, Drain};
+use super::actor::{Attach, Channel, Drain, Say};
 use super::{HubLink, Rosters};
 use crate::cluster::Cluster;
+use crate::dialects::Broadcast;
 use crate::metrics::Metrics;
 use crate::presence::Ids;
 
@@ -75,6 +76,14 @@ impl Registry {
     /// The actor of `channel`, if it is open.
     pub fn find(&self, channel: &str) -> Option<Addr<Channel>> {
         self.lodgings().get(channel).map(|lodging| lodging.address.clone())
+    }
+
+    /// Says something to all who view `channel`, on all nodes. It need not be open here.
+    pub fn say(&self, channel: &str, broadcast: Arc<Broadcast>) {
+        match self.find(channel) {
+            Some(address) => address.do_send(Say(broadcast)),
+            None => self.inner.shared.cluster.say(channel, &broadcast),
+        }
     }
 
     /// Whether `channel` is open, or may be where at most `most` are.

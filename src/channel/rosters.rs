@@ -27,6 +27,7 @@ impl Published {
 
     /// The roster as the payload of the dialect's state message.
     pub fn state(&self, format: WireFormat) -> Bytes {
+        let format = format.of_roster();
         let made =
             self.states[format.index()].get_or_init(|| dialects::state_payload(format, &self.snapshot));
         made.clone()

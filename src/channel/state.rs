@@ -200,6 +200,21 @@ impl ChannelState {
         }
     }
 
+    /// `connection`, if it is present, is that of `user`: the one who was shown leaves, and `user` shows the same.
+    pub fn identify(&mut self, connection: u64, user: &Arc<str>, wall: u64, now: Instant) {
+        if let Some(arrival) = self.held.get_mut(&connection) {
+            arrival.user = Arc::clone(user);
+            return;
+        }
+        let entry = self.seats.get(&connection).and_then(|seat| self.roster.own().seats.get(seat));
+        let Some(meta) = entry.filter(|entry| entry.user != *user).map(|entry| Arc::clone(&entry.meta))
+        else {
+            return;
+        };
+        self.leave(connection, Some(now));
+        self.track(connection, user, &meta, None, wall, now);
+    }
+
     /// `connection` is present no more, by its own word: everybody is told without delay.
     pub fn untrack(&mut self, connection: u64, now: Instant) {
         self.leave(connection, Some(now));

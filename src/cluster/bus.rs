@@ -17,6 +17,7 @@ use super::nodes::{Nodes, Verdict};
 use super::statistics::Waiting;
 use super::topics::Topics;
 use super::{RedisState, Told};
+use crate::dialects::Broadcast;
 use crate::health::Trouble;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId};
@@ -276,6 +277,14 @@ impl Bus {
             && let Some(channel) = inner.topics.channel(topic)
         {
             inner.tell(channel, Told::Batch { node, batch: Arc::new(batch) });
+        }
+    }
+
+    /// Somebody on another node says something under `topic`.
+    pub fn hear_broadcast(&self, topic: &str, broadcast: Broadcast) {
+        let inner = self.inner();
+        if let Some(channel) = inner.topics.channel(topic) {
+            inner.tell(channel, Told::Said(Arc::new(broadcast)));
         }
     }
 

@@ -26,6 +26,7 @@ mod pipeline;
 mod places;
 mod reader;
 pub(crate) mod reading;
+mod relay;
 mod scripts;
 mod statistics;
 mod subscriber;
@@ -41,6 +42,7 @@ use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
 use crate::cache::Hearing;
+use crate::dialects::Broadcast;
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId, Reading, Snapshot, Stated};
 use crate::redis_pool::RedisPool;
@@ -73,6 +75,8 @@ pub enum Told {
     WriteAgain,
     /// Redis is away: what this node knows is all there is to show for now.
     Away,
+    /// Somebody on another node says something.
+    Said(Arc<Broadcast>),
     /// A node is dead, or has left for good.
     NodeDown(NodeId),
     /// What a heartbeat found in Redis: what every node states of its part, own seats that were missing, and
@@ -178,6 +182,7 @@ pub enum Cluster {
 #[derive(Clone)]
 pub struct RedisCluster {
     bus: Arc<Bus>,
+    relays: relay::Relays,
     arbiter: ArbiterHandle,
     readings: Arc<Semaphore>,
 }
@@ -198,7 +203,9 @@ impl RedisCluster {
         arbiter.spawn(subscriber::run(Arc::clone(&bus), asides));
         arbiter.spawn(lease::run(Arc::clone(&bus)));
         arbiter.spawn(statistics::run(Arc::clone(&bus)));
-        Self { bus, arbiter, readings: Arc::new(Semaphore::new(MAX_READINGS)) }
+        let (relays, queue) = relay::queue();
+        arbiter.spawn(relay::run(Arc::clone(&bus), queue));
+        Self { bus, relays, arbiter, readings: Arc::new(Semaphore::new(MAX_READINGS)) }
     }
 
     fn read(&self, channel: &Arc<str>, asked: HashMap<NodeId, u64>, to: Recipient<Told>) {
@@ -266,6 +273,13 @@ impl Cluster {
             Self::Redis(redis) => {
                 redis.bus.write(Write::Changes { channel: Arc::clone(channel), batch, digest })
             }
+        }
+    }
+
+    /// Tells the viewers of `channel` on other nodes what somebody says, if Redis is there.
+    pub fn say(&self, channel: &str, broadcast: &Broadcast) {
+        if let Self::Redis(redis) = self {
+            redis.relays.say(&redis.bus, channel, broadcast);
         }
     }
 

@@ -171,14 +171,22 @@ impl Subscriber {
             return;
         }
         self.bus.metrics.redis_events.inc();
+        if wire::is_broadcast(text) {
+            return match wire::parse_broadcast(text) {
+                Ok(broadcast) => self.bus.hear_broadcast(topic, broadcast),
+                Err(error) => ignore(topic, &error),
+            };
+        }
         match wire::parse_announcement(text) {
             Ok((node, batch)) => self.bus.hear(topic, node, batch),
-            Err(error) => {
-                static FOREIGN: Seldom = Seldom::new();
-                if let Some(times) = FOREIGN.count() {
-                    tracing::warn!(topic, %error, times, "ignored a message");
-                }
-            }
+            Err(error) => ignore(topic, &error),
         }
+    }
+}
+
+fn ignore(topic: &str, error: &wire::Foreign) {
+    static FOREIGN: Seldom = Seldom::new();
+    if let Some(times) = FOREIGN.count() {
+        tracing::warn!(topic, %error, times, "ignored a message");
     }
 }

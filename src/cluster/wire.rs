@@ -5,11 +5,15 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::keys;
+use crate::dialects::{Body, Broadcast, Message};
 use crate::presence::{Batch, Entry, NodeId, Op, Origin, Seat, Stated};
+use crate::reject::Dialect;
 
 /// A message or value that is not ours, or not whole.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +107,95 @@ pub fn parse_announcement(text: &str) -> Result<(NodeId, Batch), Foreign> {
     }
     let ops = ops.into_iter().map(op).collect::<Result<_, Foreign>>()?;
     Ok((node, Batch { from, to, ops }))
+}
+
+/// What somebody says, on its way to the other nodes.
+#[derive(Serialize, Deserialize)]
+struct Relayed<'a> {
+    node: NodeId,
+    #[serde(borrow)]
+    broadcast: Spoken<'a>,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+struct Spoken<'a> {
+    /// Absent where all are to be disconnected.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    event: Option<Cow<'a, str>>,
+    /// One of these three with an event.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    json: Option<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    text: Option<Cow<'a, str>>,
+    /// Bytes in base64, and the dialect that understands them.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    raw: Option<(Cow<'a, str>, Cow<'a, str>)>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    by_backend: bool,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    user: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    except: Option<Cow<'a, str>>,
+}
+
+const RAW_DIALECTS: [(&str, Dialect); 2] = [("phoenix", Dialect::Phoenix), ("supabase", Dialect::Supabase)];
+
+/// The message that relays `broadcast` from `node`.
+pub fn broadcast(node: NodeId, broadcast: &Broadcast) -> String {
+    let mut spoken = Spoken::default();
+    if let Broadcast::Said { message: Message { event, body }, by_backend, user, except } = broadcast {
+        spoken.event = Some((&**event).into());
+        match body {
+            // What was checked to be JSON is.
+            Body::Json(json) => spoken.json = Some(serde_json::from_str(json).unwrap_or(RawValue::NULL)),
+            Body::Text(text) => spoken.text = Some((&**text).into()),
+            Body::Raw(dialect, bytes) => {
+                let name =
+                    RAW_DIALECTS.iter().find(|(_, known)| known == dialect).map_or("", |(name, _)| name);
+                spoken.raw = Some((name.into(), STANDARD.encode(bytes).into()));
+            }
+        }
+        spoken.by_backend = *by_backend;
+        spoken.user = user.as_deref().map(Cow::from);
+        spoken.except = except.map(|socket| socket.to_string().into());
+    }
+    // Such a structure always has a JSON form.
+    serde_json::to_string(&Relayed { node, broadcast: spoken }).unwrap_or_default()
+}
+
+/// Whether a message relays a broadcast, as far as its beginning says.
+pub fn is_broadcast(text: &str) -> bool {
+    const NODE: usize = r#"{"node":"00000000-0000-0000-0000-000000000000""#.len();
+    text.get(NODE..).is_some_and(|rest| rest.starts_with(r#","broadcast""#))
+}
+
+/// Reads a relayed broadcast.
+///
+/// # Errors
+/// [`Foreign`].
+pub fn parse_broadcast(text: &str) -> Result<Broadcast, Foreign> {
+    let Relayed { broadcast: spoken, .. } = serde_json::from_str(text)?;
+    let Some(event) = spoken.event else { return Ok(Broadcast::Terminate) };
+    let body = match (spoken.json, spoken.text, spoken.raw) {
+        (Some(json), None, None) => Body::Json(json.get().into()),
+        // A null is read as nothing.
+        (None, None, None) => Body::Json("null".into()),
+        (None, Some(text), None) => Body::Text(text.into()),
+        (None, None, Some((name, bytes))) => {
+            let dialect = RAW_DIALECTS.iter().find(|(known, _)| *known == name).map(|(_, dialect)| *dialect);
+            let bytes =
+                STANDARD.decode(&*bytes).map_err(|_| Foreign("bytes that are not base64".to_owned()))?;
+            Body::Raw(dialect.ok_or_else(|| Foreign("bytes of no dialect".to_owned()))?, bytes.into())
+        }
+        _ => return Err(Foreign("a broadcast without one body".to_owned())),
+    };
+    let except = spoken.except.map(|socket| socket.parse()).transpose();
+    Ok(Broadcast::Said {
+        message: Message { event: event.into(), body },
+        by_backend: spoken.by_backend,
+        user: spoken.user.map(Arc::from),
+        except: except.map_err(|_| Foreign("no socket id".to_owned()))?,
+    })
 }
 
 /// A digest as it stands beside the version: 16 hexadecimal digits, since JavaScript has no such numbers.
@@ -285,10 +378,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_said_is_heard() {
+        let ids = Ids::new(NodeId::random());
+        let said = |body| Broadcast::Said {
+            message: Message { event: "wa\"ve".into(), body },
+            by_backend: true,
+            user: Some("ada".into()),
+            except: Some(crate::dialects::SocketId { node: 1, connection: 2 }),
+        };
+        for one in [
+            said(Body::Json(r#"{"a":[1, null]}"#.into())),
+            said(Body::Json("null".into())),
+            said(Body::Text("plain".into())),
+            said(Body::Raw(Dialect::Supabase, bytes::Bytes::from_static(b"\x00\xff"))),
+            Broadcast::Terminate,
+        ] {
+            let text = broadcast(ids.node(), &one);
+            assert!(text.starts_with(&own_prefix(ids.node())) && is_broadcast(&text), "{text}");
+            assert_eq!(parse_broadcast(&text).unwrap(), one, "{text}");
+        }
+        let batch = Batch { from: 0, to: 1, ops: vec![] };
+        assert!(!is_broadcast(&announcement(ids.node(), &batch).unwrap()));
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read_or_refused_without_harm(text in ".*") {
             let _ = parse_announcement(&text);
+            let _ = (is_broadcast(&text), parse_broadcast(&text));
             let _ = parse_value(&"u".into(), &text, &text);
         }
     }

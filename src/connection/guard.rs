@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep};
 
 use crate::hub::{self, Outbox};
 use crate::metrics::Metrics;
-use crate::reject::Close;
+use crate::reject::{Close, Dialect};
 
 /// Follows the frames in a stream of bytes (RFC 6455, section 5.2).
 #[derive(Debug)]
@@ -84,6 +84,7 @@ impl Scanner {
 pub struct Guard<S> {
     inner: S,
     scanner: Scanner,
+    dialect: Dialect,
     outbox: Rc<Outbox>,
     clock: Instant,
     metrics: Arc<Metrics>,
@@ -94,9 +95,16 @@ pub struct Guard<S> {
 impl<S> Guard<S> {
     /// Lets frames of at most `limit` bytes of payload through. Whatever comes is noted in `outbox` as
     /// a sign of life, in seconds since `clock`.
-    pub fn new(inner: S, limit: usize, outbox: Rc<Outbox>, clock: Instant, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        inner: S,
+        limit: usize,
+        dialect: Dialect,
+        outbox: Rc<Outbox>,
+        clock: Instant,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let scanner = Scanner { limit: limit as u64, header: [0; 10], have: 0, skip: 0 };
-        Self { inner, scanner, outbox, clock, metrics, pause: None }
+        Self { inner, scanner, dialect, outbox, clock, metrics, pause: None }
     }
 }
 
@@ -121,7 +129,7 @@ where
             if self.scanner.scan(bytes).is_err() {
                 self.metrics.frames_oversized.inc();
                 // With no room for the close frame, the connection ends without it.
-                let _ = self.outbox.push(hub::close(Close::TooLarge));
+                let _ = self.outbox.push(hub::close(self.dialect, Close::TooLarge));
                 self.outbox.finish();
                 return Poll::Ready(Some(Err(PayloadError::Overflow)));
             }

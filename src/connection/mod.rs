@@ -12,8 +12,8 @@ mod socket;
 mod state;
 
 pub use params::ConnectParams;
-pub use socket::{Admission, Sockets, asks_for_upgrade, open};
-pub use state::Client;
+pub use socket::{Admission, Opening, Services, Sockets, asks_for_upgrade, open, turn_away};
+pub use state::{Client, Verdict};
 
 #[cfg(test)]
 mod fuzz;

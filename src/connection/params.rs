@@ -29,13 +29,18 @@ pub struct ConnectParams {
 pub struct UnknownVersion;
 
 impl ConnectParams {
+    /// Those of a client that says nothing of the kind when it connects.
+    pub fn none() -> Self {
+        Self { format: WireFormat::PhoenixV1, user: None, meta: None, resume: Ok(None) }
+    }
+
     /// Reads the query of the connect request. A claim that is wrong counts as none: whoever
     /// connects with it can still name itself when it joins.
     ///
     /// # Errors
     /// [`UnknownVersion`].
     pub fn read(query: &str, limits: &Limits) -> Result<Self, UnknownVersion> {
-        let mut params = Self { format: WireFormat::PhoenixV1, user: None, meta: None, resume: Ok(None) };
+        let mut params = Self::none();
         let mut fields = serde_json::Map::new();
         for pair in query.split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

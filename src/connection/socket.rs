@@ -11,20 +11,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use actix::{Actor, ActorContext as _, AsyncContext as _, StreamHandler};
+use actix::{
+    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, StreamHandler, WrapFuture as _,
+};
 use actix_http::ws::{Codec, Message, ProtocolError};
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws::{self, WebsocketContext};
 use bytes::Bytes;
 use futures_util::Stream;
+use futures_util::future::LocalBoxFuture;
 
 use super::assembly::{Assembly, Broken, Whole};
 use super::guard::Guard;
 use super::params::ConnectParams;
-use super::state::{Client, ConnectionState, Effect};
-use crate::config::Limits;
-use crate::dialects::{self, Incoming};
+use super::state::{Client, ConnectionState, Effect, Verdict};
+use crate::config::{Limits, Secret};
+use crate::dialects::{self, Broadcast, Dialect, Event, Frame, Incoming, Names, WireFormat};
 use crate::hub::{self, Line, Outbox, Room, SharedHub, Tie};
 use crate::metrics::Metrics;
 use crate::quota::Place;
@@ -36,6 +39,30 @@ pub struct Sockets {
     pub hub: SharedHub,
     pub limits: Arc<Limits>,
     pub metrics: Arc<Metrics>,
+    pub services: Rc<dyn Services>,
+}
+
+/// What a connection asks of those who know more than it does.
+pub trait Services {
+    /// Whom a token stands for.
+    fn read_token(&self, token: Secret) -> LocalBoxFuture<'static, Verdict>;
+    /// What was said last in a channel that remembers it.
+    fn last_said(&self, channel: &str) -> LocalBoxFuture<'static, Option<Arc<Broadcast>>>;
+    /// A client of an application says something in `channel`.
+    fn note_client_event(&self, channel: &str, said: &Broadcast, by: &str);
+}
+
+/// How a socket begins.
+#[derive(Debug)]
+pub struct Opening {
+    pub names: Names,
+    pub params: ConnectParams,
+    /// See [`Client::strict`].
+    pub strict: bool,
+    /// See [`Client::counts`].
+    pub counts: bool,
+    /// Pusher: after how many seconds without a frame the client asks for one. It is told so first of all.
+    pub activity_timeout: Option<u32>,
 }
 
 /// What the checks before the upgrade found out.
@@ -56,18 +83,30 @@ pub fn open(
     request: &HttpRequest,
     payload: web::Payload,
     sockets: &Sockets,
-    params: ConnectParams,
+    opening: Opening,
     admission: Admission,
 ) -> Result<HttpResponse, ws::HandshakeError> {
-    check_key(request)?;
-    let mut response = ws::handshake_with_protocols(request, &["phoenix"])?;
+    let Opening { names, params, strict, counts, activity_timeout } = opening;
+    let mut response = shake_hands(request)?;
     let now = Instant::now();
-    let (outbox, clock, fallback, activity_every) = {
+    let (outbox, clock, fallback, activity_every, socket) = {
         let mut hub = sockets.hub.borrow_mut();
-        let outbox = hub.connect(Line::Socket, sockets.limits.max_output_bytes, admission.tie);
-        (outbox, hub.clock(), hub.fresh_ref(), hub.activity_every())
+        let line = Line::Socket(names.dialect());
+        let outbox = hub.connect(line, sockets.limits.max_output_bytes, admission.tie);
+        let socket = hub.socket_id(outbox.id());
+        if let Some(activity_timeout) = activity_timeout {
+            let hello =
+                dialects::encode(WireFormat::Pusher, &Event::Established { socket, activity_timeout });
+            hello.into_iter().for_each(|hello| hub.send(&outbox, hub::finish(&[hello])));
+        }
+        (outbox, hub.clock(), hub.fresh_ref(), hub.activity_every(), socket)
     };
+    let dialect = names.dialect();
     let client = Client {
+        names,
+        socket,
+        strict,
+        counts,
         session_user: admission.user,
         claimed_user: params.user,
         claimed_meta: params.meta,
@@ -76,6 +115,7 @@ pub fn open(
     };
     let limit = sockets.limits.max_frame_bytes;
     let connection = Connection {
+        dialect,
         sockets: sockets.clone(),
         outbox: Rc::clone(&outbox),
         state: ConnectionState::new(client, Arc::clone(&sockets.limits), now)
@@ -83,10 +123,30 @@ pub fn open(
             .telling_activity(activity_every),
         assembly: Assembly::default(),
     };
-    let incoming = Guard::new(payload, limit, Rc::clone(&outbox), clock, Arc::clone(&sockets.metrics));
+    let incoming =
+        Guard::new(payload, limit, dialect, Rc::clone(&outbox), clock, Arc::clone(&sockets.metrics));
     let codec = Codec::new().max_size(limit);
     let actor = WebsocketContext::with_codec(connection, incoming, codec);
     Ok(response.streaming(Outgoing { outbox, hub: Rc::clone(&sockets.hub), _place: admission.place, actor }))
+}
+
+/// Answers the upgrade and closes the socket at once: where a browser could not see an HTTP status.
+///
+/// # Errors
+/// As [`open`].
+pub fn turn_away(
+    request: &HttpRequest,
+    dialect: Dialect,
+    why: Close,
+) -> Result<HttpResponse, ws::HandshakeError> {
+    let mut response = shake_hands(request)?;
+    let farewell = futures_util::stream::iter([Ok::<_, actix_web::Error>(hub::close(dialect, why))]);
+    Ok(response.streaming(farewell))
+}
+
+fn shake_hands(request: &HttpRequest) -> Result<actix_web::HttpResponseBuilder, ws::HandshakeError> {
+    check_key(request)?;
+    ws::handshake_with_protocols(request, &["phoenix"])
 }
 
 /// Whether a request asks to become a WebSocket, however well it does.
@@ -144,6 +204,7 @@ impl<S> Drop for Outgoing<S> {
 
 /// The actor of one WebSocket.
 struct Connection {
+    dialect: Dialect,
     sockets: Sockets,
     outbox: Rc<Outbox>,
     state: ConnectionState,
@@ -197,12 +258,12 @@ impl StreamHandler<Result<Message, ProtocolError>> for Connection {
 
 impl Connection {
     fn on_text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
-        let incoming = dialects::decode_text(text, &self.sockets.limits);
+        let incoming = dialects::decode_text(self.dialect, text, &self.sockets.limits);
         self.on_incoming(incoming, ctx);
     }
 
     fn on_binary(&mut self, data: &[u8], ctx: &mut WebsocketContext<Self>) {
-        self.on_incoming(dialects::decode_binary(data), ctx);
+        self.on_incoming(dialects::decode_binary(self.dialect, data), ctx);
     }
 
     fn on_incoming(
@@ -213,6 +274,15 @@ impl Connection {
         self.sockets.metrics.frames_in.inc();
         let now = Instant::now();
         match incoming {
+            Ok(incoming) if let Some(token) = self.state.unread_token(&incoming) => {
+                // Nothing else is read meanwhile: what comes after counts after.
+                let reading = self.sockets.services.read_token(token.clone()).into_actor(self);
+                ctx.wait(reading.map(move |verdict, this, ctx| {
+                    this.state.note_token(token, verdict);
+                    let effects = this.state.on_message(incoming, Instant::now());
+                    this.carry_out(effects, ctx);
+                }));
+            }
             Ok(incoming) => {
                 let effects = self.state.on_message(incoming, now);
                 self.carry_out(effects, ctx);
@@ -236,7 +306,17 @@ impl Connection {
         for effect in effects {
             let mut hub = self.sockets.hub.borrow_mut();
             match effect {
-                Effect::Send(text) => hub.send(&self.outbox, hub::text(&text)),
+                Effect::Send(message) => hub.send(&self.outbox, hub::finish(&[message])),
+                Effect::Identify { channel, user } => hub.identify(id, &channel, user),
+                Effect::Bind(tie) => hub.tie(id, tie),
+                Effect::Say { channel, broadcast } => {
+                    if self.dialect == Dialect::Pusher {
+                        let by = hub.socket_id(id).to_string();
+                        self.sockets.services.note_client_event(&channel, &broadcast, &by);
+                    }
+                    hub.say(&channel, broadcast);
+                }
+                Effect::TellLast { channel, topic } => self.tell_last(&channel, topic, ctx),
                 Effect::View { channel, view } => hub.view(id, &channel, view),
                 Effect::Unview { channel } => hub.unview(id, &channel),
                 Effect::Track { channel, user, meta, resume } => hub.track(id, &channel, user, meta, resume),
@@ -254,12 +334,25 @@ impl Connection {
         }
     }
 
+    /// Sends what was said last in a channel, or that there is nothing.
+    fn tell_last(&self, channel: &str, topic: Box<str>, ctx: &mut WebsocketContext<Self>) {
+        let channel: Box<str> = channel.into();
+        let reading = self.sockets.services.last_said(&channel).into_actor(self);
+        ctx.spawn(reading.map(move |said, this, _| {
+            let message: Option<Frame> = match said {
+                Some(said) => dialects::broadcast(WireFormat::Pusher, &channel, &said),
+                None => dialects::encode(WireFormat::Pusher, &Event::CacheMiss { topic: &topic }),
+            };
+            message.into_iter().for_each(|message| this.push(hub::finish(&[message])));
+        }));
+    }
+
     fn push(&mut self, frame: Bytes) {
         self.sockets.hub.borrow_mut().send(&self.outbox, frame);
     }
 
     fn end(&mut self, why: Close, ctx: &mut WebsocketContext<Self>) {
-        self.push(hub::close(why));
+        self.push(hub::close(self.dialect, why));
         self.outbox.finish();
         ctx.stop();
     }

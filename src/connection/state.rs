@@ -9,16 +9,21 @@ use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
 use crate::config::{Limits, Secret};
-use crate::dialects::{Address, Command, Event, Incoming, JoinRequest, WireFormat, encode};
-use crate::hub::{Room, View};
+use crate::dialects::{
+    Address, Body, Broadcast, Command, Dialect, Event, Frame, Identity as Signed, Incoming, JoinRequest,
+    Kind, Message, Names, Proof, SocketId, Wanted, WireFormat, channel_data, encode, pusher_channel, topic,
+    user_data as read_user_data,
+};
+use crate::hub::{Room, Tie, View};
 use crate::presence::{Ref, ResumeKey, anonymous};
 use crate::reject::Reject;
+use crate::signature;
 
 /// Something that must be done outside, in this order.
 #[derive(Debug)]
 pub enum Effect {
-    /// Send this text.
-    Send(String),
+    /// Send this.
+    Send(Frame),
     /// View a channel.
     View { channel: Box<str>, view: View },
     /// View a channel no more.
@@ -27,6 +32,14 @@ pub enum Effect {
     Track { channel: Box<str>, user: Arc<str>, meta: Arc<str>, resume: Option<ResumeKey> },
     /// Be present in a channel no more.
     Untrack { channel: Box<str> },
+    /// Whoever is present in a channel by this connection is this user, as is proven now.
+    Identify { channel: Box<str>, user: Arc<str> },
+    /// The connection is bound to this session from now on.
+    Bind(Tie),
+    /// Tell all who view a channel.
+    Say { channel: Box<str>, broadcast: Arc<Broadcast> },
+    /// Send what was said last in a channel that remembers it.
+    TellLast { channel: Box<str>, topic: Box<str> },
     /// These users are active by this connection from now on, or not by it any more.
     Active { users: Vec<Arc<str>>, active: bool },
     /// Call [`ConnectionState::wake`] after this long.
@@ -38,7 +51,7 @@ pub enum Effect {
 /// One topic that is joined.
 #[derive(Debug)]
 struct Joined {
-    topic: Box<str>,
+    channel: Box<str>,
     join_ref: Option<Box<str>>,
     format: WireFormat,
     user: Arc<str>,
@@ -48,6 +61,7 @@ struct Joined {
     present: bool,
     /// The newest meta, waiting until the rate allows it.
     held: Option<Arc<str>>,
+    wanted: Wanted,
 }
 
 /// Who a join makes present.
@@ -55,6 +69,21 @@ struct Identity {
     user: Arc<str>,
     meta: Arc<str>,
     resume: Option<ResumeKey>,
+}
+
+/// Whom a token stands for, as far as it can be told.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    User {
+        user: Arc<str>,
+        tie: Tie,
+    },
+    /// It names nobody, and is good all the same.
+    Anonymous,
+    /// It is not valid.
+    Nobody,
+    /// It cannot be checked just now.
+    Unknown,
 }
 
 /// Who the client is, as known when it connected.
@@ -70,6 +99,14 @@ pub struct Client {
     pub claimed_resume: Result<Option<Secret>, Reject>,
     /// Makes the user for a client that names none and has no resume key: `anon-` and this.
     pub fallback: Ref,
+    /// How its topics are to be read.
+    pub names: Names,
+    /// What the cluster calls the connection.
+    pub socket: SocketId,
+    /// Whether tokens must be valid: they prove what nothing else does.
+    pub strict: bool,
+    /// Pusher: whether those who are in channels without presence are told how many they are.
+    pub counts: bool,
 }
 
 /// One connection's state.
@@ -83,7 +120,16 @@ pub struct ConnectionState {
     waking: bool,
     room: AnyRoom,
     activity: Activity,
+    /// The last token that came in a message, and whom it stands for.
+    token: Option<Box<(Secret, Verdict)>>,
+    /// Pusher: whom the connection has signed in.
+    signed_in: Option<Box<Signed>>,
+    /// Pusher: the rate of client events; none before the first.
+    event_rate: Option<Box<Bucket>>,
 }
+
+/// Client events a second (Pusher's limit).
+const CLIENT_EVENTS: u32 = 10;
 
 /// What is told of whether somebody uses the client.
 #[derive(Debug, Default)]
@@ -127,6 +173,9 @@ impl ConnectionState {
             waking: false,
             room: AnyRoom::default(),
             activity: Activity::default(),
+            token: None,
+            signed_in: None,
+            event_rate: None,
         }
     }
 
@@ -149,7 +198,7 @@ impl ConnectionState {
     pub fn on_message(&mut self, incoming: Incoming, now: Instant) -> Vec<Effect> {
         let Incoming { address, command, format } = incoming;
         let over = self.message_rate.take(now).err();
-        let kind = Kind::of(&command);
+        let kind = Usage::of(&command);
         let before = if kind.may_leave() { self.present_users() } else { Vec::new() };
         let mut effects = match over {
             // Presence calls have a rate of their own, and over that nothing is lost.
@@ -174,7 +223,11 @@ impl ConnectionState {
     fn obey(&mut self, address: Address, command: Command, format: WireFormat, now: Instant) -> Vec<Effect> {
         match command {
             Command::Heartbeat => ok(format, &address),
-            Command::Join(request) => self.join(address, request, format),
+            Command::Alive => Vec::new(),
+            Command::Join(request) => self.join(address, &request, format),
+            Command::Broadcast(message) => self.broadcast(&address, message, format, now),
+            Command::AccessToken(token) => self.renew(&address, token.as_ref(), format),
+            Command::SignIn { auth, user_data } => self.sign_in(&address, &auth, &user_data, format),
             Command::Leave => self.leave(&address, format),
             Command::Track(meta) => self.track(&address, meta, format, now),
             Command::Untrack => self.untrack(&address, format),
@@ -195,17 +248,17 @@ impl ConnectionState {
     }
 
     /// What a message says of whether somebody uses the client.
-    fn note_activity(&mut self, kind: Kind, now: Instant) -> Option<Effect> {
+    fn note_activity(&mut self, kind: Usage, now: Instant) -> Option<Effect> {
         let every = self.activity.every?;
         let recently = self.activity.told.is_some_and(|told| now.saturating_duration_since(told) < every);
         let active = match kind {
-            Kind::Heartbeat => return None,
-            Kind::Idle(true) if self.activity.idle => return None,
-            Kind::Idle(idle) => !idle,
+            Usage::Heartbeat => return None,
+            Usage::Idle(true) if self.activity.idle => return None,
+            Usage::Idle(idle) => !idle,
             // Who comes, or shows something else, is there; also as another user than before.
-            Kind::Place => true,
-            Kind::Other | Kind::Away if recently || self.activity.idle => return None,
-            Kind::Other | Kind::Away => true,
+            Usage::Place => true,
+            Usage::Other | Usage::Away if recently || self.activity.idle => return None,
+            Usage::Other | Usage::Away => true,
         };
         self.activity.idle = !active;
         let users = self.present_users();
@@ -259,27 +312,45 @@ impl ConnectionState {
         effects
     }
 
-    fn join(&mut self, address: Address, request: JoinRequest, format: WireFormat) -> Vec<Effect> {
-        let Identity { user, meta, resume } = match self.check_join(&address, &request) {
-            Ok(checked) => checked,
-            Err(reject) => {
-                // The client holds the topic for not joined now, so it must not be.
-                let mut effects = self.end(&address.topic);
-                effects.extend(refuse(format, &address, &reject));
-                return effects;
-            }
-        };
-        let channel = address.topic.clone();
+    fn join(&mut self, address: Address, request: &JoinRequest, format: WireFormat) -> Vec<Effect> {
+        let channel: Box<str> = self.client.names.channel(&address.topic).into();
         let mut effects = Vec::new();
+        let checked = self.check_proof(&address.topic, &request.proof, &mut effects);
+        let Identity { user, meta, resume } =
+            match checked.and_then(|signed| self.check_join(&address, request, signed)) {
+                Ok(checked) => checked,
+                Err(reject) => {
+                    // The client holds the topic for not joined now, so it must not be.
+                    effects.extend(self.end(&channel));
+                    effects.extend(refuse(format, &address, &reject));
+                    effects.extend(encode(format, &Event::NotJoined(&address, &reject)).map(Effect::Send));
+                    return effects;
+                }
+            };
+        if self.is_own(&channel) {
+            // That of the user who has signed in: viewed already.
+            effects.extend(encode(format, &Event::Joined(&address)).map(Effect::Send));
+            return effects;
+        }
         if let Some(at) = self.position(&channel) {
             self.replace(at, &user, request.observe, &mut effects);
         }
-        effects.extend(ok(format, &address));
+        effects.extend(encode(format, &Event::Joined(&address)).map(Effect::Send));
         let join_ref = address.join_ref.or(address.message_ref);
-        let view = View { format, join_ref: join_ref.clone(), known: None };
+        let is_presence = matches!(request.proof, Proof::Signed { .. }) && request.roster;
+        let view = View {
+            join_ref: join_ref.clone(),
+            roster: request.roster || self.client.counts,
+            awaits: is_presence.then(|| Arc::clone(&user)),
+            ..View::new(if self.client.counts && !request.roster { WireFormat::PusherCount } else { format })
+        };
         effects.push(Effect::View { channel: channel.clone(), view });
+        if self.client.names.dialect() == Dialect::Pusher && Kind::keeps_last(&address.topic) {
+            effects.push(Effect::TellLast { channel: channel.clone(), topic: address.topic });
+        }
+        let wanted = request.wanted;
         let mut joined =
-            Joined { topic: channel, join_ref, format, user, resume, present: false, held: None };
+            Joined { channel, join_ref, format, user, resume, present: false, held: None, wanted };
         if !request.observe {
             effects.push(joined.show(meta));
         }
@@ -289,45 +360,269 @@ impl ConnectionState {
         effects
     }
 
-    /// Ends the join of `topic`, if there is one.
-    fn end(&mut self, topic: &str) -> Vec<Effect> {
-        let Some(at) = self.position(topic) else { return Vec::new() };
+    /// Ends the join of `channel`, if there is one.
+    fn end(&mut self, channel: &str) -> Vec<Effect> {
+        let Some(at) = self.position(channel) else { return Vec::new() };
         let old = self.joined.swap_remove(at);
         let mut effects = Vec::new();
         if old.present {
-            effects.push(Effect::Untrack { channel: old.topic.clone() });
+            effects.push(Effect::Untrack { channel: old.channel.clone() });
         }
-        effects.push(Effect::Unview { channel: old.topic });
+        effects.push(Effect::Unview { channel: old.channel });
         effects
     }
 
-    fn check_join(&self, address: &Address, request: &JoinRequest) -> Result<Identity, Reject> {
-        let topic = &address.topic;
-        if topic.is_empty() || topic.len() > self.limits.max_channel_bytes {
-            return Err(Reject::ChannelName(self.limits.max_channel_bytes));
+    /// The token in a message that has to be read first: then call [`ConnectionState::note_token`].
+    #[must_use]
+    pub fn unread_token(&self, incoming: &Incoming) -> Option<Secret> {
+        let token = match &incoming.command {
+            Command::AccessToken(Some(token)) => token,
+            Command::Join(request) => match &request.proof {
+                Proof::Token { token: Some(token), .. } => token,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let is_read = self.token.as_ref().is_some_and(|known| known.0 == *token);
+        (!is_read && !is_project_key(token)).then(|| token.clone())
+    }
+
+    /// Takes in whom a token stands for.
+    pub fn note_token(&mut self, token: Secret, verdict: Verdict) {
+        self.token = Some(Box::new((token, verdict)));
+    }
+
+    /// Checks what a join proves; gives whom a backend has signed for it.
+    fn check_proof(
+        &mut self,
+        topic: &str,
+        proof: &Proof,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Option<Identity>, Reject> {
+        self.client.names.check(topic, &self.limits)?;
+        match proof {
+            Proof::None => Ok(None),
+            Proof::Token { token, private } => {
+                effects.extend(self.prove(token.as_ref())?);
+                if *private && self.client.session_user.is_none() {
+                    let name = topic.split_once(':').map_or(topic, |(_, name)| name);
+                    return Err(Reject::Unauthorized(name.into()));
+                }
+                Ok(None)
+            }
+            Proof::Signed { auth, channel_data } => {
+                self.check_signed(topic, auth, channel_data.as_deref()).map(Some)
+            }
         }
-        if &**topic == "phoenix" {
-            return Err(Reject::UnmatchedTopic);
+    }
+
+    /// Binds the connection to the user of `token`, if it is one.
+    fn prove(&mut self, token: Option<&Secret>) -> Result<Vec<Effect>, Reject> {
+        let Some(token) = token.filter(|token| !is_project_key(token)) else { return Ok(Vec::new()) };
+        let verdict = self.token.as_ref().filter(|known| known.0 == *token).map(|known| &known.1);
+        let (user, tie) = match verdict {
+            Some(Verdict::User { user, tie }) => (Arc::clone(user), tie.clone()),
+            Some(Verdict::Nobody) if self.client.strict => return Err(Reject::TokenInvalid),
+            Some(Verdict::Unknown) | None if self.client.strict => return Err(Reject::TokensUnknown),
+            _ => return Ok(Vec::new()),
+        };
+        let mut effects = vec![Effect::Bind(tie)];
+        match &self.client.session_user {
+            Some(known) if *known == user => {}
+            Some(_) => return Err(Reject::OtherUser),
+            None => {
+                for joined in &mut self.joined {
+                    joined.user = Arc::clone(&user);
+                    if joined.present {
+                        let channel = joined.channel.clone();
+                        effects.push(Effect::Identify { channel, user: Arc::clone(&user) });
+                    }
+                }
+                self.client.session_user = Some(user);
+            }
         }
-        if self.joined.len() >= self.limits.max_channels && self.position(topic).is_none() {
+        Ok(effects)
+    }
+
+    /// A newer token came for a join. Nothing is answered if it is good.
+    fn renew(&mut self, address: &Address, token: Option<&Secret>, format: WireFormat) -> Vec<Effect> {
+        let Found::Current(at) = self.find(address) else { return Vec::new() };
+        let reject = match self.prove(token) {
+            Ok(effects) => return effects,
+            Err(reject) => reject,
+        };
+        let (channel, join_ref) = (self.joined[at].channel.clone(), self.joined[at].join_ref.clone());
+        let mut effects = self.end(&channel);
+        let told = Event::System { topic: &address.topic, join_ref: join_ref.as_deref(), reject: &reject };
+        effects.extend(encode(format, &told).map(Effect::Send));
+        if let Some(join_ref) = &join_ref {
+            let closed = Event::Closed { topic: &address.topic, join_ref };
+            effects.extend(encode(format, &closed).map(Effect::Send));
+        }
+        effects
+    }
+
+    /// Checks a backend's signature for a join, and reads for whom it is.
+    fn check_signed(&self, name: &str, auth: &str, data: Option<&str>) -> Result<Identity, Reject> {
+        let Names::Pusher(app) = &self.client.names else { return Err(Reject::UnknownEvent) };
+        let socket = self.client.socket.to_string();
+        let is_signed = |data| {
+            let what = if data == None { "socket_id:channel" } else { "socket_id:channel:channel_data" };
+            match signature::may_join(app, auth, &socket, name, data) {
+                true => Ok(()),
+                false => Err(Reject::Signature(what)),
+            }
+        };
+        let identity = |user, meta| Identity { user, meta, resume: None };
+        match Kind::of(name) {
+            Kind::Public => {}
+            Kind::Private { .. } => is_signed(None)?,
+            Kind::Presence => {
+                is_signed(data)?;
+                let signed = match (data, &self.signed_in) {
+                    (Some(data), _) => channel_data(data, &self.limits)?,
+                    (None, Some(signed_in)) => Signed::clone(signed_in),
+                    (None, None) => return Err(Reject::SignInNeeded),
+                };
+                return Ok(identity(signed.user, signed.meta));
+            }
+            Kind::User(user) => match &self.signed_in {
+                Some(signed_in) if *signed_in.user == *user => {}
+                Some(_) => return Err(Reject::OtherUser),
+                None => return Err(Reject::SignInNeeded),
+            },
+        }
+        // Each subscriber counts: there is no user to be in such a channel.
+        Ok(identity(socket.into(), "{}".into()))
+    }
+
+    /// Whether `channel` is that of the user who has signed in.
+    fn is_own(&self, channel: &str) -> bool {
+        match (&self.client.names, &self.signed_in) {
+            (Names::Pusher(app), Some(signed_in)) => {
+                *pusher_channel(app, &Kind::of_user(&signed_in.user)) == *channel
+            }
+            _ => false,
+        }
+    }
+
+    /// Pusher: the connection is that of a user, who is online by it, and watches others.
+    fn sign_in(&mut self, address: &Address, auth: &str, user_data: &str, format: WireFormat) -> Vec<Effect> {
+        let Names::Pusher(app) = &self.client.names else {
+            return refuse(format, address, &Reject::UnknownEvent);
+        };
+        let app = Arc::clone(app);
+        let socket = self.client.socket.to_string();
+        if !signature::may_sign_in(&app, auth, &socket, user_data) {
+            return refuse(format, address, &Reject::Signature("socket_id::user::user_data"));
+        }
+        let signed = match read_user_data(user_data, &self.limits) {
+            Ok(signed) => signed,
+            Err(reject) => return refuse(format, address, &reject),
+        };
+        let mut effects: Vec<Effect> =
+            encode(format, &Event::SignedIn { user_data }).map(Effect::Send).into_iter().collect();
+        match &self.signed_in {
+            Some(known) if known.user == signed.user => return effects,
+            Some(_) => return refuse(format, address, &Reject::OtherUser),
+            None => {}
+        }
+        let own: Box<str> = pusher_channel(&app, &Kind::of_user(&signed.user)).into();
+        if let Err(reject) = self.room.check(&own, None, true) {
+            return refuse(format, address, &reject);
+        }
+        effects
+            .push(Effect::View { channel: own.clone(), view: View { roster: false, ..View::new(format) } });
+        let (user, meta) = (socket.into(), "{}".into());
+        effects.push(Effect::Track { channel: own.clone(), user, meta, resume: None });
+        for user in &signed.watched {
+            let channel: Box<str> = pusher_channel(&app, &Kind::of_user(user)).into();
+            if channel != own && self.room.check(&channel, None, true).is_ok() {
+                effects.push(Effect::View { channel, view: View::new(WireFormat::PusherWatch) });
+            }
+        }
+        self.signed_in = Some(Box::new(signed));
+        effects
+    }
+
+    fn broadcast(
+        &mut self,
+        address: &Address,
+        message: Result<Message, Reject>,
+        format: WireFormat,
+        now: Instant,
+    ) -> Vec<Effect> {
+        let is_pusher = self.client.names.dialect() == Dialect::Pusher;
+        let at = match self.find(address) {
+            Found::Current(at) => at,
+            Found::Stale => return Vec::new(),
+            Found::None if is_pusher => return refuse(format, address, &Reject::ClientEventChannel),
+            Found::None => return refuse(format, address, &Reject::UnmatchedTopic),
+        };
+        let message = match message {
+            Ok(message) => message,
+            Err(reject) => return refuse(format, address, &reject),
+        };
+        if is_pusher {
+            if !matches!(Kind::of(&address.topic), Kind::Private { encrypted: false } | Kind::Presence) {
+                return refuse(format, address, &Reject::ClientEventChannel);
+            }
+            let rate = || Box::new(Bucket::new(CLIENT_EVENTS, CLIENT_EVENTS, now));
+            if self.event_rate.get_or_insert_with(rate).take(now).is_err() {
+                return refuse(format, address, &Reject::ClientEventRate(CLIENT_EVENTS));
+            }
+        }
+        let joined = &self.joined[at];
+        let answer = match &message.body {
+            Body::Raw(Dialect::Phoenix, bytes) => encode(format, &Event::Echo(address, bytes)),
+            _ if joined.wanted.answer => encode(format, &Event::Ok(address)),
+            _ => None,
+        };
+        let said = Broadcast::Said {
+            message,
+            by_backend: false,
+            user: joined.present.then(|| Arc::clone(&joined.user)),
+            except: (!joined.wanted.own).then_some(self.client.socket),
+        };
+        let mut effects = vec![Effect::Say { channel: joined.channel.clone(), broadcast: Arc::new(said) }];
+        effects.extend(answer.map(Effect::Send));
+        effects
+    }
+
+    fn check_join(
+        &self,
+        address: &Address,
+        request: &JoinRequest,
+        signed: Option<Identity>,
+    ) -> Result<Identity, Reject> {
+        let channel = self.client.names.channel(&address.topic);
+        if self.joined.len() >= self.limits.max_channels && self.position(&channel).is_none() {
             return Err(Reject::TooManyChannels);
         }
         let client = &self.client;
+        let proven = client.session_user.is_some() || signed.is_some();
+        if let Some(signed) = signed {
+            let user = request.roster.then_some(&*signed.user);
+            self.room.check(&channel, user, proven)?;
+            return Ok(signed);
+        }
         let key = match request.resume.as_ref().map_err(Reject::clone)? {
             None => client.claimed_resume.as_ref().map_err(Reject::clone)?.as_ref(),
             sent => sent.as_ref(),
         };
+        let claimed = request.user.clone()?;
         let user = match &client.session_user {
             Some(user) => Arc::clone(user),
-            None => match (request.user.clone()?.or_else(|| client.claimed_user.clone()), key) {
+            None => match (claimed.or_else(|| client.claimed_user.clone()), key) {
                 (Some(user), _) => user,
                 (None, Some(key)) => anonymous(key.expose()).into(),
+                (None, None) if request.new_name => uuid::Uuid::new_v4().to_string().into(),
                 (None, None) => format!("anon-{}", client.fallback.as_str()).into(),
             },
         };
         let resume = key.map(|key| ResumeKey::new(&user, key.expose()));
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
-        self.room.check(topic, Some(&*user).filter(|_| !request.observe), client.session_user.is_some())?;
+        self.room.check(&channel, Some(&*user).filter(|_| !request.observe), proven)?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
         Ok(Identity { user, meta, resume })
     }
@@ -336,10 +631,11 @@ impl ConnectionState {
     fn replace(&mut self, at: usize, user: &Arc<str>, observe: bool, effects: &mut Vec<Effect>) {
         let old = self.joined.swap_remove(at);
         if old.present && (observe || old.user != *user) {
-            effects.push(Effect::Untrack { channel: old.topic.clone() });
+            effects.push(Effect::Untrack { channel: old.channel.clone() });
         }
         if let Some(join_ref) = &old.join_ref {
-            let closed = encode(old.format, &Event::Closed { topic: &old.topic, join_ref });
+            let closed =
+                encode(old.format, &Event::Closed { topic: &topic(old.format, &old.channel), join_ref });
             effects.extend(closed.map(Effect::Send));
         }
     }
@@ -351,7 +647,8 @@ impl ConnectionState {
             Found::None => return ok(format, address),
         };
         let (old_format, join_ref) = (self.joined[at].format, self.joined[at].join_ref.clone());
-        let mut effects = self.end(&address.topic);
+        let channel = self.joined[at].channel.clone();
+        let mut effects = self.end(&channel);
         effects.extend(ok(format, address));
         if let Some(join_ref) = &join_ref {
             let closed = encode(old_format, &Event::Closed { topic: &address.topic, join_ref });
@@ -378,7 +675,7 @@ impl ConnectionState {
         };
         if !self.joined[at].present
             && let Err(reject) = self.room.check(
-                &address.topic,
+                &self.joined[at].channel,
                 Some(&self.joined[at].user),
                 self.client.session_user.is_some(),
             )
@@ -411,7 +708,7 @@ impl ConnectionState {
         joined.held = None;
         let mut effects = Vec::new();
         if std::mem::take(&mut joined.present) {
-            effects.push(Effect::Untrack { channel: joined.topic.clone() });
+            effects.push(Effect::Untrack { channel: joined.channel.clone() });
         }
         effects.extend(ok(format, address));
         effects
@@ -423,12 +720,12 @@ impl ConnectionState {
         }
     }
 
-    fn position(&self, topic: &str) -> Option<usize> {
-        self.joined.iter().position(|joined| &*joined.topic == topic)
+    fn position(&self, channel: &str) -> Option<usize> {
+        self.joined.iter().position(|joined| &*joined.channel == channel)
     }
 
     fn find(&self, address: &Address) -> Found {
-        match self.position(&address.topic) {
+        match self.position(&self.client.names.channel(&address.topic)) {
             None => Found::None,
             // No join ref at all means the current join.
             Some(at) if address.join_ref.is_none() || self.joined[at].join_ref == address.join_ref => {
@@ -441,7 +738,7 @@ impl ConnectionState {
 
 /// What a command says of whether somebody uses the client.
 #[derive(Clone, Copy)]
-enum Kind {
+enum Usage {
     /// Clients send these by themselves.
     Heartbeat,
     Idle(bool),
@@ -451,7 +748,7 @@ enum Kind {
     Other,
 }
 
-impl Kind {
+impl Usage {
     /// Whether somebody may be present no more after it; also a join, which may be as another user.
     fn may_leave(self) -> bool {
         matches!(self, Self::Away | Self::Place)
@@ -459,7 +756,7 @@ impl Kind {
 
     fn of(command: &Command) -> Self {
         match command {
-            Command::Heartbeat => Self::Heartbeat,
+            Command::Heartbeat | Command::Alive | Command::AccessToken(_) => Self::Heartbeat,
             Command::Idle(idle) => Self::Idle(*idle),
             Command::Leave | Command::Untrack => Self::Away,
             command if command.takes_a_place() => Self::Place,
@@ -479,8 +776,18 @@ enum Found {
 impl Joined {
     fn show(&mut self, meta: Arc<str>) -> Effect {
         self.present = true;
-        Effect::Track { channel: self.topic.clone(), user: Arc::clone(&self.user), meta, resume: self.resume }
+        Effect::Track {
+            channel: self.channel.clone(),
+            user: Arc::clone(&self.user),
+            meta,
+            resume: self.resume,
+        }
     }
+}
+
+/// Whether `token` is a project's key of the new kind, which proves nothing of a user.
+fn is_project_key(token: &Secret) -> bool {
+    token.expose().starts_with("sb_")
 }
 
 fn ok(format: WireFormat, address: &Address) -> Vec<Effect> {

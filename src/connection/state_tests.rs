@@ -12,6 +12,10 @@ struct Bench {
 
 impl Bench {
     fn new(args: &[&str]) -> Self {
+        Self::of(Names::Phoenix, args)
+    }
+
+    fn of(names: Names, args: &[&str]) -> Self {
         let limits = Arc::new(Args::parse_from(std::iter::once(&"rollcall").chain(args)).limits);
         let client = Client {
             session_user: None,
@@ -19,6 +23,10 @@ impl Bench {
             claimed_meta: None,
             claimed_resume: Ok(None),
             fallback: "0000000000000001".parse().unwrap(),
+            names,
+            socket: SocketId { node: 123, connection: 456 },
+            strict: false,
+            counts: false,
         };
         let now = Instant::now();
         Self { state: ConnectionState::new(client, Arc::clone(&limits), now), limits, now }
@@ -26,14 +34,20 @@ impl Bench {
 
     /// The effects of a frame, each as one short text.
     fn say(&mut self, frame: &str) -> Vec<String> {
-        let incoming = decode_text(frame, &self.limits).unwrap();
+        let dialect = self.state.client.names.dialect();
+        let incoming = decode_text(dialect, frame, &self.limits).unwrap();
         self.state.on_message(incoming, self.now).iter().map(short).collect()
     }
 }
 
 fn short(effect: &Effect) -> String {
     match effect {
-        Effect::Send(text) => text.clone(),
+        Effect::Send(Frame::Text(text)) => String::from_utf8(text.to_vec()).unwrap(),
+        Effect::Send(other) => format!("{other:?}"),
+        Effect::Identify { channel, user } => format!("identify {channel} {user}"),
+        Effect::Bind(_) => "bind".to_owned(),
+        Effect::Say { channel, broadcast } => format!("say {channel} {broadcast:?}"),
+        Effect::TellLast { channel, .. } => format!("tell last {channel}"),
         Effect::View { channel, view } => format!("view {channel} {:?}", view.join_ref.as_deref()),
         Effect::Unview { channel } => format!("unview {channel}"),
         Effect::Track { channel, user, meta, .. } => format!("track {channel} {user} {meta}"),
@@ -196,7 +210,7 @@ fn a_resume_key_is_taken_from_the_join_or_the_connection_and_names_who_has_no_na
     let mut bench = Bench::new(&[]);
     bench.state.client.claimed_resume = Ok(Some(Secret::new("key of the connection")));
     let mut track = |frame: &str| {
-        let incoming = decode_text(frame, &bench.limits).unwrap();
+        let incoming = decode_text(Dialect::Phoenix, frame, &bench.limits).unwrap();
         let effects = bench.state.on_message(incoming, bench.now);
         effects.into_iter().find_map(|effect| match effect {
             Effect::Track { user, resume, .. } => Some((user.to_string(), resume)),

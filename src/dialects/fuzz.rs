@@ -16,6 +16,11 @@ const FRAMES: &[&[u8]] = &[
     br#"["1","6","room:1","presence",{"type":"presence","event":"untrack"}]"#,
     br#"{"topic":"room:1","event":"phx_join","payload":{"user_id":7,"meta":null},"ref":"1","join_ref":"1"}"#,
     br#"{"topic":"phoenix","event":"heartbeat","payload":{},"ref":2}"#,
+    br#"["6","6","realtime:lobby","phx_join",{"config":{"broadcast":{"ack":false,"self":true},"presence":{"key":"ada","enabled":true},"postgres_changes":[],"private":false},"access_token":"t"}]"#,
+    br#"["6","8","realtime:lobby","broadcast",{"type":"broadcast","event":"wave","payload":{"hi":[1,null]}}]"#,
+    br#"{"event":"pusher:subscribe","data":{"auth":"k:0f","channel_data":"{\"user_id\":\"u1\",\"user_info\":{\"name\":\"Ada\"}}","channel":"presence-room"}}"#,
+    br#"{"event":"client-wave","channel":"private-room","data":{"t":1}}"#,
+    br#"{"event":"pusher:signin","data":{"auth":"k:0f","user_data":"{\"id\":\"u1\",\"watchlist\":[\"u2\"]}"}}"#,
     br#"["1","2","caf\u00e9","shout",{"body":"\ud83d\ude00"},"more"]"#,
 ];
 
@@ -24,6 +29,8 @@ const PUSHES: &[&[u8]] = &[
     b"\x00\x00\x00\x00\x00",
     b"\x00\x02\x02\x04\x03\xc3\xa9\xc3\xa9roomevt",
     b"\x01\x01\x01\x01\x01abcd",
+    b"\x03\x01\x01\x0e\x04\x00\x0138realtime:lobbywave{\"hi\":true}",
+    b"\x03\x01\x01\x0e\x04\x00\x0038realtime:lobbywave\x00\xff",
 ];
 
 fn limits() -> Limits {
@@ -34,11 +41,16 @@ fn limits() -> Limits {
 fn check_answers(incoming: &Incoming) {
     let Incoming { address, format, .. } = incoming;
     let reject = Reject::RateLimited { retry_after_ms: 7 };
-    for event in [Event::Ok(address), Event::Refused(address, &reject)] {
-        let Some(text) = encode(*format, &event) else { continue };
-        let answer: Value = serde_json::from_str(&text).unwrap();
+    for event in [Event::Ok(address), Event::Refused(address, &reject), Event::NotJoined(address, &reject)] {
+        let Some(Frame::Text(text)) = encode(*format, &event) else { continue };
+        let answer: Value = serde_json::from_slice(&text).unwrap();
         let (r#ref, topic) = match format {
-            WireFormat::PhoenixV2 => (&answer[1], &answer[2]),
+            // Its answers name the channel alone, if there is one.
+            WireFormat::Pusher => {
+                assert_eq!(answer["channel"].as_str().unwrap_or_default(), &*address.topic);
+                continue;
+            }
+            WireFormat::PhoenixV2 | WireFormat::SupabaseV2 => (&answer[1], &answer[2]),
             _ => (&answer["ref"], &answer["topic"]),
         };
         assert_eq!(topic.as_str(), Some(&*address.topic));
@@ -54,23 +66,42 @@ fn check_meta(meta: Option<&Arc<str>>, limits: &Limits) {
     assert_eq!(meta_from(Some(&raw), limits), Ok(Some(Arc::clone(meta))));
 }
 
+/// What somebody says is JSON for all who are told it as text.
+fn check_broadcast(message: Message) {
+    let said = Broadcast::Said { message, by_backend: false, user: Some("ada".into()), except: None };
+    for (format, _) in WireFormat::ALL {
+        if let Some(Frame::Text(text)) = broadcast(format, "room:1", &said) {
+            let _: Value = serde_json::from_slice(&text).unwrap();
+        }
+    }
+}
+
 #[test]
 fn text_frames() {
     let limits = limits();
     fuzz(&damaged_text(FRAMES, JSON), |text| {
-        let Ok(incoming) = decode_text(&text, &limits) else { return };
-        check_answers(&incoming);
-        match &incoming.command {
-            Command::Track(Ok(meta)) => check_meta(Some(meta), &limits),
-            Command::Join(request) => {
-                if let Ok(Some(user)) = &request.user {
-                    assert_eq!(check_user(user, &limits), Ok(()));
+        for dialect in [Dialect::Phoenix, Dialect::Supabase, Dialect::Pusher] {
+            let Ok(incoming) = decode_text(dialect, &text, &limits) else { continue };
+            check_answers(&incoming);
+            match &incoming.command {
+                Command::Track(Ok(meta)) => check_meta(Some(meta), &limits),
+                Command::Join(request) => {
+                    if let Ok(Some(user)) = &request.user {
+                        assert_eq!(check_user(user, &limits), Ok(()));
+                    }
+                    if let Ok(meta) = &request.meta {
+                        check_meta(meta.as_ref(), &limits);
+                    }
+                    if let Proof::Signed { channel_data: Some(data), .. } = &request.proof {
+                        let _ = channel_data(data, &limits);
+                    }
                 }
-                if let Ok(meta) = &request.meta {
-                    check_meta(meta.as_ref(), &limits);
+                Command::SignIn { user_data: data, .. } => {
+                    let _ = user_data(data, &limits);
                 }
+                Command::Broadcast(Ok(message)) => check_broadcast(message.clone()),
+                _ => {}
             }
-            _ => {}
         }
     });
 }
@@ -80,8 +111,12 @@ fn binary_frames() {
     fuzz(
         &damaged(PUSHES, &[b"\x00", b"\x01", b"\xff", b"\x7f", b"room:1", b"\xc3\xa9", b"\xe2\x80"]),
         |data| {
-            if let Ok(incoming) = decode_binary(&data) {
+            for dialect in [Dialect::Phoenix, Dialect::Supabase, Dialect::Pusher] {
+                let Ok(incoming) = decode_binary(dialect, &data) else { continue };
                 check_answers(&incoming);
+                if let Command::Broadcast(Ok(message)) = incoming.command {
+                    check_broadcast(message);
+                }
             }
         },
     );

@@ -8,6 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::input::{self, Page};
 use super::{AppState, Caller, Problem, answer, presence};
 use crate::cluster::Statistics;
+use crate::dialects::PUSHER_NAMES;
 use crate::json;
 
 /// `GET /v1/channels`
@@ -19,7 +20,11 @@ pub async fn list(
     let page: Page = input::query(&request)?;
     let (limit, after) = (page.limit()?, page.after()?);
     let prefix = page.prefix.as_deref().unwrap_or_default();
-    let wanted = |name: &str| name.starts_with(prefix) && after.as_deref().is_none_or(|after| name > after);
+    // Those of applications are listed to who asks for them.
+    let is_shown = |name: &str| prefix.starts_with(PUSHER_NAMES) || !name.starts_with(PUSHER_NAMES);
+    let wanted = |name: &str| {
+        name.starts_with(prefix) && is_shown(name) && after.as_deref().is_none_or(|after| name > after)
+    };
     let mut names: Vec<Arc<str>> = state
         .rosters
         .all()

@@ -55,7 +55,7 @@ pub async fn events(
             outbox.finish();
         } else {
             hub.send(&outbox, hub::retry());
-            let view = View { format: WireFormat::Events, join_ref: None, known };
+            let view = View { known, ..View::new(WireFormat::Events) };
             hub.view(outbox.id(), &channel, view);
         }
         outbox

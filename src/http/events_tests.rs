@@ -30,6 +30,7 @@ fn node(args: &[&str]) -> (web::Data<AppState>, Sockets) {
         hub: Hubs::default().start_here(registry, Arc::new(|_, _| {})),
         limits: Arc::new(state.config.limits.clone()),
         metrics: Arc::clone(&state.metrics),
+        services: crate::sockets::services(state.clone()),
     };
     (state, sockets)
 }
@@ -37,8 +38,8 @@ fn node(args: &[&str]) -> (web::Data<AppState>, Sockets) {
 /// A socket that is present in `channel`.
 fn present(hub: &SharedHub, channel: &str, user: &str) -> Rc<Outbox> {
     let mut hub = hub.borrow_mut();
-    let outbox = hub.connect(Line::Socket, 1 << 20, None);
-    hub.view(outbox.id(), channel, View { format: WireFormat::PhoenixV2, join_ref: None, known: None });
+    let outbox = hub.connect(Line::Socket(crate::dialects::Dialect::Phoenix), 1 << 20, None);
+    hub.view(outbox.id(), channel, View::new(WireFormat::PhoenixV2));
     hub.track(outbox.id(), channel, user.into(), r#"{"a":1}"#.into(), None);
     outbox
 }

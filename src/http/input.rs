@@ -114,6 +114,11 @@ pub(super) fn uncursor(cursor: &str) -> Option<String> {
 pub struct Body(Bytes);
 
 impl Body {
+    /// The body as it came.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
     /// The body as JSON, whatever its content type; an empty one is `{}`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         let bytes = if self.0.trim_ascii().is_empty() { b"{}" } else { &self.0[..] };

@@ -5,16 +5,20 @@
 
 mod answer;
 mod auth;
+mod broadcast;
 mod channels;
 mod events;
 mod explain;
 mod guard;
 mod input;
+mod last_said;
 mod openapi;
 mod ops;
 mod pages;
 mod presence;
 mod problem;
+mod pusher;
+mod pusher_demo;
 mod remote;
 mod sessions;
 mod settings;
@@ -43,6 +47,7 @@ use crate::session::SessionManager;
 use crate::settings::Settings;
 
 pub use guard::{Caller, Guest, Known, Manager};
+pub use last_said::LastSaid;
 pub use problem::Problem;
 pub use remote::Remote;
 
@@ -66,6 +71,8 @@ pub struct AppState {
     /// To close the sockets of a session that is revoked.
     pub hubs: Hubs,
     pub admission: Admission,
+    /// For Pusher's channels that remember it.
+    pub last_said: LastSaid,
     /// None without Redis.
     pub pool: Option<RedisPool>,
     pub metrics: Arc<Metrics>,
@@ -109,13 +116,17 @@ pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
         .service(resource("/healthz", "GET, HEAD").route(get_or_head().to(ops::healthz)))
         .service(resource("/readyz", "GET, HEAD").route(get_or_head().to(ops::readyz)))
         .service(resource("/metrics", "GET, HEAD").route(get_or_head().to(ops::metrics)));
-    for (prefix, routes) in [("/v1", v1 as fn(&mut web::ServiceConfig)), ("/auth/v1", auth)] {
+    let scopes: [(&str, fn(&mut web::ServiceConfig)); 4] =
+        [("/v1", v1), ("/auth/v1", auth), ("/realtime/v1/api", realtime), ("/pusher", pusher_demo)];
+    for (prefix, routes) in scopes {
         // Twice: what no browser sent does not pay for CORS.
         let from_browser = guards::fn_guard(|ctx| ctx.head().headers().contains_key(ORIGIN));
         let browsers = web::scope(prefix).guard(from_browser).configure(routes).wrap_fn(tell_allowances);
         cfg.service(browsers.wrap(cors(&origins)))
             .service(web::scope(prefix).configure(routes).wrap_fn(tell_allowances));
     }
+    // For backends: no browser of another origin may call it.
+    cfg.service(web::scope("/apps/{id}").configure(apps));
     cfg.service(web::resource("/socket/longpoll").wrap(cors(&origins)).to(no_long_poll))
         .default_service(web::to(problem::not_found));
 }
@@ -185,6 +196,27 @@ fn auth(cfg: &mut web::ServiceConfig) {
         .service(resource("/token", "POST").route(web::post().to(auth::sign_in)))
         .service(resource("/logout", "POST").route(web::post().to(auth::sign_out)))
         .service(resource("/user", "GET, HEAD").route(get_or_head().to(auth::whoami)));
+}
+
+fn realtime(cfg: &mut web::ServiceConfig) {
+    cfg.service(resource("/broadcast", "POST").route(web::post().to(broadcast::many)))
+        .service(resource("/broadcast/{topic}/events/{event}", "POST").route(web::post().to(broadcast::one)));
+}
+
+fn pusher_demo(cfg: &mut web::ServiceConfig) {
+    cfg.service(resource("/auth", "POST").route(web::post().to(pusher_demo::channel)))
+        .service(resource("/user-auth", "POST").route(web::post().to(pusher_demo::user)));
+}
+
+fn apps(cfg: &mut web::ServiceConfig) {
+    cfg.service(resource("/events", "POST").route(web::post().to(pusher::trigger)))
+        .service(resource("/batch_events", "POST").route(web::post().to(pusher::trigger_batch)))
+        .service(resource("/channels", "GET").route(web::get().to(pusher::channels)))
+        .service(resource("/channels/{channel}", "GET").route(web::get().to(pusher::channel)))
+        .service(resource("/channels/{channel}/users", "GET").route(web::get().to(pusher::users)))
+        .service(
+            resource("/users/{user}/terminate_connections", "POST").route(web::post().to(pusher::terminate)),
+        );
 }
 
 /// A path whose other methods than those in `allow` are answered with 405.

@@ -7,6 +7,7 @@ use clap::Parser as _;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cache::{Caches, Hearing};
 use crate::channel::Published;
 use crate::cluster::{Asides, LocalCluster, RedisCluster, Ttls};
 use crate::config::Args;
@@ -44,6 +45,7 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
         accounts: None,
         settings: None,
         hubs: crate::hub::Hubs::default(),
+        last_said: LastSaid::new(&Caches::new(None, Hearing::default(), Arc::clone(&metrics))),
         pool: None,
         admission: Admission {
             config: Arc::clone(&config),

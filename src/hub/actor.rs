@@ -10,7 +10,7 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 
 use super::drain::{slices, spread};
 use super::{ConnId, Hub, SharedHub, TELL_AGAIN};
-use crate::channel::{Fan, Live, Probe, Registry};
+use crate::channel::{Fan, Live, Probe, Registry, Relay};
 use crate::config::Config;
 use crate::reject::Close;
 use crate::settings::Settings;
@@ -249,6 +249,15 @@ impl Handler<Fan> for HubActor {
     fn handle(&mut self, Fan { update, meter }: Fan, _: &mut Self::Context) {
         self.hub.borrow_mut().fan(&update);
         meter.handled();
+    }
+}
+
+impl Handler<Relay> for HubActor {
+    type Result = ();
+
+    fn handle(&mut self, Relay { relayed, meter }: Relay, _: &mut Self::Context) {
+        self.hub.borrow_mut().relay(&relayed);
+        meter.relayed();
     }
 }
 

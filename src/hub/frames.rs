@@ -5,20 +5,33 @@
 use actix_http::ws::{CloseCode, CloseReason, OpCode, Parser};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use crate::dialects::WireFormat;
-use crate::reject::Close;
+use crate::dialects::{Frame, WireFormat};
+use crate::reject::{Close, Dialect};
 
 /// The longest header of an unmasked frame (RFC 6455, section 5.2).
 const MAX_HEADER: usize = 10;
 
-/// A text frame.
-pub fn text(payload: &str) -> Bytes {
-    framed(payload.as_bytes())
+/// Messages of a dialect as they go to the socket: one after another in one piece, so that they cost one write.
+pub fn finish(messages: &[Frame]) -> Bytes {
+    if let [Frame::Bare(text)] = messages {
+        return text.clone();
+    }
+    let size = messages.iter().map(|message| body(message).len() + MAX_HEADER).sum();
+    let mut out = BytesMut::with_capacity(size);
+    for message in messages {
+        match message {
+            Frame::Text(_) => put_header(&mut out, OpCode::Text, body(message).len()),
+            Frame::Binary(_) => put_header(&mut out, OpCode::Binary, body(message).len()),
+            Frame::Bare(_) => {}
+        }
+        out.put_slice(body(message));
+    }
+    out.freeze()
 }
 
-/// `text` of a dialect as it goes to the socket: an event stream has no frames around it.
-pub fn finish(format: WireFormat, text: Bytes) -> Bytes {
-    if format == WireFormat::Events { text } else { framed(&text) }
+fn body(message: &Frame) -> &Bytes {
+    let (Frame::Text(body) | Frame::Binary(body) | Frame::Bare(body)) = message;
+    body
 }
 
 /// The same in three chunks, of which the large one in the middle is shared with others.
@@ -46,9 +59,12 @@ pub fn pong(payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// The close frame that says why the server ends the socket.
-pub fn close(why: Close) -> Bytes {
-    close_frame(Some(CloseReason { code: why.code().into(), description: Some(why.reason().to_owned()) }))
+/// The close frame that says why the server ends the socket, to clients of `dialect`.
+pub fn close(dialect: Dialect, why: Close) -> Bytes {
+    close_frame(Some(CloseReason {
+        code: why.code(dialect).into(),
+        description: Some(why.reason().to_owned()),
+    }))
 }
 
 /// The close frame that answers a client's own: its code, as RFC 6455 asks, but never a reason.
@@ -62,13 +78,6 @@ fn close_frame(reason: Option<CloseReason>) -> Bytes {
     let reason = reason.filter(|r| !matches!(u16::from(r.code), 1005 | 1006));
     debug_assert!(reason.as_ref().is_none_or(|r| r.code != CloseCode::Abnormal));
     Parser::write_close(&mut out, reason, false);
-    out.freeze()
-}
-
-fn framed(text: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(text.len() + MAX_HEADER);
-    put_header(&mut out, OpCode::Text, text.len());
-    out.put_slice(text);
     out.freeze()
 }
 
@@ -91,6 +100,17 @@ fn put_header(out: &mut BytesMut, code: OpCode, length: usize) {
 mod tests {
     use super::*;
 
+    fn text(text: &str) -> Bytes {
+        finish(&[Frame::Text(text.to_owned().into())])
+    }
+
+    #[test]
+    fn several_messages_are_one_piece() {
+        let (one, two) = (Frame::Text("a".into()), Frame::Binary(Bytes::from_static(b"\x00b")));
+        assert_eq!(&finish(&[one, two])[..], b"\x81\x01a\x82\x02\x00b");
+        assert!(finish(&[]).is_empty());
+    }
+
     #[test]
     fn frames_are_what_the_parser_of_the_engine_reads() {
         for length in [0, 1, 125, 126, 65_535, 65_536] {
@@ -103,14 +123,14 @@ mod tests {
             let parts = |format| finish_around(format, "ab".into(), payload.clone().into(), "c").concat();
             assert_eq!(parts(WireFormat::PhoenixV2), text(&whole));
             assert_eq!(parts(WireFormat::Events), whole.as_bytes());
-            assert_eq!(finish(WireFormat::PhoenixV1, whole.clone().into()), text(&whole));
-            assert_eq!(finish(WireFormat::Events, whole.clone().into()), whole);
+            assert_eq!(finish(&[Frame::Bare(whole.clone().into())]), whole);
         }
     }
 
     #[test]
     fn a_close_carries_its_code_and_an_echo_no_reason() {
-        assert_eq!(close(Close::Restart)[2..4], 1012u16.to_be_bytes());
+        assert_eq!(close(Dialect::Phoenix, Close::Restart)[2..4], 1012u16.to_be_bytes());
+        assert_eq!(close(Dialect::Pusher, Close::Restart)[2..4], 4200u16.to_be_bytes());
         let echo = close_echo(Some(CloseReason { code: CloseCode::Normal, description: Some("bye".into()) }));
         assert_eq!(&echo[..], [0x88, 2, 0x03, 0xe8]);
         assert_eq!(&close_echo(None)[..], [0x88, 0]);

@@ -5,7 +5,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::{Rules, below, frames, spread};
 use crate::metrics::Metrics;
-use crate::reject::Close;
+use crate::reject::{Close, Dialect};
 
 /// An event stream has a comment this often, in seconds, so that no proxy takes it for dead, and a
 /// reader that is gone is noticed.
@@ -20,7 +20,7 @@ const RETRY_JITTER: u64 = 3_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// A WebSocket: answers pings, may be present, is told why it is closed.
-    Socket,
+    Socket(Dialect),
     /// Server-sent events: only listens. When it ends, its client comes back by itself.
     Events,
 }
@@ -30,7 +30,7 @@ impl Line {
     /// hidden tabs too.
     pub(super) fn beat_every(self, rules: &Rules) -> u32 {
         match self {
-            Self::Socket => rules.ping_every,
+            Self::Socket(_) => rules.ping_every,
             Self::Events => COMMENT_EVERY,
         }
     }
@@ -38,7 +38,7 @@ impl Line {
     /// What is sent to keep it open.
     pub(super) fn beat(self) -> Bytes {
         match self {
-            Self::Socket => frames::ping(),
+            Self::Socket(_) => frames::ping(),
             Self::Events => Bytes::from_static(b":\n\n"),
         }
     }
@@ -46,13 +46,13 @@ impl Line {
     /// Whether something comes from the other end, so that silence means that it is gone, and so
     /// that it may be present in a channel.
     pub(super) fn speaks(self) -> bool {
-        self == Self::Socket
+        matches!(self, Self::Socket(_))
     }
 
     /// What is sent before it ends: why, or, to an event stream of a node that goes away, when to come back.
     pub(super) fn farewell(self, why: Close) -> Option<Bytes> {
         match self {
-            Self::Socket => Some(frames::close(why)),
+            Self::Socket(dialect) => Some(frames::close(dialect, why)),
             Self::Events if why == Close::Restart => Some(retry_spread()),
             Self::Events => None,
         }
@@ -61,7 +61,7 @@ impl Line {
     /// Where it is counted while it is open.
     pub(super) fn gauge(self, metrics: &Metrics) -> &Gauge {
         match self {
-            Self::Socket => &metrics.connections,
+            Self::Socket(_) => &metrics.connections,
             Self::Events => &metrics.event_streams,
         }
     }
@@ -117,8 +117,10 @@ mod tests {
     async fn an_event_stream_is_kept_open_by_comments_and_never_silent() {
         let (hub, metrics) = hub();
         let mut hub = hub.borrow_mut();
-        let (socket, events) =
-            (hub.connect(Line::Socket, 1_000, None), hub.connect(Line::Events, 1_000, None));
+        let (socket, events) = (
+            hub.connect(Line::Socket(Dialect::Phoenix), 1_000, None),
+            hub.connect(Line::Events, 1_000, None),
+        );
         hub.started -= Duration::from_secs(15);
         hub.sweep();
         assert_eq!((sent(&socket), sent(&events)), (vec![], vec![Bytes::from_static(b":\n\n")]));
@@ -127,7 +129,10 @@ mod tests {
         assert_eq!((sent(&socket), sent(&events)), (vec![frames::ping()], vec![]));
         hub.started -= Duration::from_secs(45);
         hub.sweep();
-        assert_eq!((sent(&socket), socket.has_ended()), (vec![frames::close(Close::Silent)], true));
+        assert_eq!(
+            (sent(&socket), socket.has_ended()),
+            (vec![frames::close(Dialect::Phoenix, Close::Silent)], true)
+        );
         assert_eq!((sent(&events).len(), events.has_ended()), (1, false));
         assert_eq!((metrics.connections.get(), metrics.event_streams.get()), (0, 1));
         hub.close(events.id(), Close::Restart);

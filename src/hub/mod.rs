@@ -22,19 +22,20 @@ use actix::Addr;
 use bytes::Bytes;
 
 use crate::channel::{
-    Alive, Channel, Detach, Dropped, HubLink, Meter, Published, Registry, Rosters, Track, Untrack, Update,
+    Alive, Channel, Detach, Dropped, HubLink, Identify, Meter, Published, Registry, Relayed, Rosters, Say,
+    Track, Untrack, Update,
 };
 use crate::cluster::{Act, wall_clock};
-use crate::dialects::{self, WireFormat};
+use crate::dialects::{self, Broadcast, Frame, SocketId, WireFormat};
 use crate::health::Trouble;
 use crate::metrics::Metrics;
-use crate::presence::{Ref, ResumeKey};
+use crate::presence::{Ref, ResumeKey, Snapshot};
 use crate::reject::Close;
 use crate::settings::Settings;
 
 pub use actor::{CheckSessions, CloseSessions, Drain, HubActor, Hubs, Rules, SessionCheck, Tie};
 pub use drain::{below, spread};
-pub use frames::{close, close_echo, ping, pong, text};
+pub use frames::{close, close_echo, finish, ping, pong};
 pub use line::{Line, retry, retry_spread};
 pub use outbox::{ConnId, Ended, Outbox};
 pub use room::Room;
@@ -58,6 +59,22 @@ pub struct View {
     pub join_ref: Option<Box<str>>,
     /// The version of the roster that the viewer has from before: that one is not sent again.
     pub known: Option<u64>,
+    /// Whether it is told the roster and diffs, and not only what is said.
+    pub roster: bool,
+    /// Who must be in the roster before the viewer is told it: the viewer itself, where its dialect asks so.
+    pub awaits: Option<Arc<str>>,
+}
+
+impl View {
+    /// A view of the roster, as it is.
+    pub fn new(format: WireFormat) -> Self {
+        Self { format, join_ref: None, known: None, roster: true, awaits: None }
+    }
+
+    /// Whether `roster` is one that the viewer can be told.
+    fn is_ready(&self, roster: &Snapshot) -> bool {
+        self.awaits.as_ref().is_none_or(|user| roster.member(user).is_some())
+    }
 }
 
 /// Where one viewer is sent to.
@@ -132,7 +149,7 @@ impl Hub {
         };
         self.connections.insert(id, connected);
         line.gauge(&self.metrics).inc();
-        if line == Line::Socket {
+        if line.speaks() {
             self.metrics.connections_opened.inc();
         }
         outbox
@@ -170,7 +187,12 @@ impl Hub {
             connected.channels.push(Arc::clone(&name));
         }
         let Some(viewed) = self.channels.get_mut(&name) else { return };
-        let published = self.rosters.get(&name);
+        if !view.roster {
+            viewed.viewers.insert_quiet(id, Viewer { outbox, view });
+            viewed.meter.set_viewers(viewed.viewers.len());
+            return;
+        }
+        let published = self.rosters.get(&name).filter(|published| view.is_ready(&published.snapshot));
         let version = published.as_ref().map(|published| published.snapshot.version);
         let sent = match (viewed.viewers.insert(id, Viewer { outbox, view }, version), published) {
             (Some(viewer), Some(published)) => send_roster(&self.metrics, &name, viewer, &published),
@@ -211,6 +233,33 @@ impl Hub {
     pub fn untrack(&self, id: ConnId, channel: &str) {
         if let Some(viewed) = self.channels.get(channel) {
             viewed.channel.do_send(Untrack { connection: id });
+        }
+    }
+
+    /// `id`, if it is present in `channel`, is so as `user` from now on.
+    pub fn identify(&self, id: ConnId, channel: &str, user: Arc<str>) {
+        if let Some(viewed) = self.channels.get(channel) {
+            viewed.channel.do_send(Identify { connection: id, user });
+        }
+    }
+
+    /// Says something to all who view `channel`, on all nodes.
+    pub fn say(&self, channel: &str, broadcast: Arc<Broadcast>) {
+        match self.channels.get(channel) {
+            Some(viewed) => viewed.channel.do_send(Say(broadcast)),
+            None => self.registry.say(channel, broadcast),
+        }
+    }
+
+    /// What the cluster calls `id`.
+    pub fn socket_id(&self, id: ConnId) -> SocketId {
+        SocketId { node: self.registry.shared().ids.node().number(), connection: id }
+    }
+
+    /// `id` is bound to another session from now on.
+    pub fn tie(&mut self, id: ConnId, tie: Tie) {
+        if let Some(connected) = self.connections.get_mut(&id) {
+            connected.tie = Some(tie);
         }
     }
 
@@ -291,7 +340,8 @@ impl Hub {
             hub: self.number,
             live: address.clone().recipient(),
             fan: address.clone().recipient(),
-            probe: address.recipient(),
+            probe: address.clone().recipient(),
+            relay: address.recipient(),
             meter: Arc::clone(&meter),
         });
         let address = self.registry.attach(&name, link);
@@ -317,14 +367,67 @@ impl Hub {
             return;
         }
         let Some(published) = self.rosters.get(channel) else { return };
-        let mut slow = Vec::new();
-        for (id, viewer) in viewed.viewers.go_live(published.snapshot.version) {
-            if send_roster(&self.metrics, channel, viewer, &published).is_err() {
+        viewed.viewers.go_live();
+        self.send_waiting(channel, &published);
+    }
+
+    /// Sends a roster to those who wait for it.
+    fn send_waiting(&mut self, channel: &str, published: &Published) {
+        let Some(viewed) = self.channels.get_mut(channel) else { return };
+        let (roster, mut slow) = (&published.snapshot, Vec::new());
+        for (id, viewer) in viewed.viewers.take_roster(roster.version, |viewer| viewer.view.is_ready(roster))
+        {
+            if send_roster(&self.metrics, channel, viewer, published).is_err() {
                 slow.push(id);
             }
         }
         for id in slow {
             self.overflowed(id);
+        }
+    }
+
+    /// Passes what somebody says on to every viewer but the one who says it.
+    fn relay(&mut self, relayed: &Relayed) {
+        let except = match &*relayed.broadcast {
+            Broadcast::Terminate => return self.terminate(&relayed.channel),
+            Broadcast::Said { except, .. } => *except,
+        };
+        let here = self.socket_id(0).node;
+        let except = except.filter(|socket| socket.node == here).map(|socket| socket.connection);
+        let Some(viewed) = self.channels.get(&*relayed.channel) else { return };
+        let (mut sent, mut bytes, mut slow) = (0, 0, Vec::new());
+        for (id, viewer, has_roster) in viewed.viewers.listeners() {
+            // Who has not been told that it has joined is told nothing else before.
+            let is_early = !has_roster && viewer.view.awaits.is_some();
+            if Some(id) == except || is_early || viewer.outbox.has_ended() {
+                continue;
+            }
+            let format = viewer.view.format;
+            let frame = relayed.frame(format, |messages| finish_counted(&self.metrics, format, messages));
+            if frame.is_empty() {
+                continue;
+            }
+            sent += 1;
+            bytes += frame.len() as u64;
+            if viewer.outbox.push(frame.clone()).is_err() {
+                slow.push(id);
+            }
+        }
+        self.metrics.frames_out.inc_by(sent);
+        self.metrics.bytes_out.inc_by(bytes);
+        for id in slow {
+            self.overflowed(id);
+        }
+    }
+
+    /// Ends the connections of the user whose channel this is; not of those who only watch.
+    fn terminate(&mut self, channel: &str) {
+        let Some(viewed) = self.channels.get(channel) else { return };
+        let is_own = |viewer: &Viewer| viewer.view.format != WireFormat::PusherWatch;
+        let own = viewed.viewers.listeners().filter(|(_, viewer, _)| is_own(viewer));
+        let ids: Vec<ConnId> = own.map(|(id, ..)| id).collect();
+        for id in ids {
+            self.close(id, Close::Terminated);
         }
     }
 
@@ -338,7 +441,11 @@ impl Hub {
                 continue;
             }
             let format = viewer.view.format;
-            let frame = update.frame(format, |text| frames::finish(format, text)).clone();
+            let finish = |messages: &[Frame]| finish_counted(&self.metrics, format, messages);
+            let frame = update.frame(format, finish).clone();
+            if frame.is_empty() {
+                continue;
+            }
             sent += 1;
             bytes += frame.len() as u64;
             if viewer.outbox.push(frame).is_err() {
@@ -347,6 +454,7 @@ impl Hub {
         }
         self.metrics.frames_out.inc_by(sent);
         self.metrics.bytes_out.inc_by(bytes);
+        self.send_waiting(&update.channel, update.roster());
         if let Some(oldest) = update.oldest {
             self.metrics.join_to_visible.observe(oldest.elapsed().as_secs_f64());
         }
@@ -378,6 +486,13 @@ impl Hub {
     }
 }
 
+/// Makes one piece of `messages`, and counts that they were encoded.
+fn finish_counted(metrics: &Metrics, format: WireFormat, messages: &[Frame]) -> Bytes {
+    let (_, name) = WireFormat::ALL[format.index()];
+    metrics.encodes.get_or_create(&[("format", name)]).inc();
+    frames::finish(messages)
+}
+
 /// Sends the roster, in the viewer's form, unless the viewer has that very one.
 fn send_roster(
     metrics: &Metrics,
@@ -385,11 +500,12 @@ fn send_roster(
     viewer: &Viewer,
     published: &Published,
 ) -> Result<(), Ended> {
-    let View { format, join_ref, known } = &viewer.view;
+    let View { format, join_ref, known, .. } = &viewer.view;
     if *known == Some(published.snapshot.version) {
         return Ok(());
     }
-    let (head, tail) = dialects::state_envelope(*format, channel, join_ref.as_deref(), &published.snapshot);
+    let around = dialects::state_envelope(*format, channel, join_ref.as_deref(), &published.snapshot);
+    let Some((head, tail)) = around else { return Ok(()) };
     let parts = frames::finish_around(*format, head, published.state(*format), tail);
     metrics.frames_out.inc();
     metrics.bytes_out.inc_by(parts.iter().map(|part| part.len() as u64).sum());

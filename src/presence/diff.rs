@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::{Entry, Seat};
+use super::{Entry, Member, Seat, Snapshot};
 
 /// What viewers see of one seat, before and after: a join (`None` → `Some`), a leave (`Some` → `None`) or
 /// an update. A seat that continues another has that one's name here: see [`super::Origin`].
@@ -38,6 +38,38 @@ impl Diff {
     /// Whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
         self.joins.is_empty() && self.leaves.is_empty()
+    }
+}
+
+/// A user who came to a channel with the first of its connections, or left it with the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edge<'a> {
+    Came(&'a Arc<Member>),
+    Left(&'a Arc<str>),
+}
+
+impl Diff {
+    /// Whoever came or left, as far as users and not connections go. `after` is the roster that the diff leads to.
+    #[must_use]
+    pub fn edges<'a>(&'a self, after: &'a Snapshot) -> Vec<Edge<'a>> {
+        // By how many connections of each user there are more than before.
+        let mut more: IndexMap<&Arc<str>, isize> = IndexMap::new();
+        for (entry, _) in &self.joins {
+            *more.entry(&entry.user).or_default() += 1;
+        }
+        for entry in &self.leaves {
+            *more.entry(&entry.user).or_default() -= 1;
+        }
+        let edge = |(user, more): (&'a Arc<str>, isize)| {
+            let member = after.member(user);
+            let now = member.map_or(0, |member| member.seats.len() as isize);
+            match (now - more, member) {
+                (..=0, Some(member)) => Some(Edge::Came(member)),
+                (1.., None) => Some(Edge::Left(user)),
+                _ => None,
+            }
+        };
+        more.into_iter().filter_map(edge).collect()
     }
 }
 
@@ -119,6 +151,30 @@ mod tests {
 
     fn entry(ids: &Ids, user: &str) -> Option<Arc<Entry>> {
         Some(Arc::new(Entry::new(user.into(), ids.r#ref(), "{}".into(), 0)))
+    }
+
+    #[test]
+    fn only_the_first_and_the_last_connection_of_a_user_are_edges() {
+        let ids = Ids::new(NodeId::random());
+        let (one, two, other) =
+            (entry(&ids, "u").unwrap(), entry(&ids, "u").unwrap(), entry(&ids, "v").unwrap());
+        let after = |entries: &[&Arc<Entry>]| {
+            let seats: Vec<_> =
+                entries.iter().map(|e| (Seat { node: ids.node(), number: 1 }, Arc::clone(e))).collect();
+            let member = Member { user: "u".into(), first_meta: "{}".into(), seats };
+            let members = if entries.is_empty() { vec![] } else { vec![Arc::new(member)] };
+            Snapshot { members, ..Snapshot::default() }
+        };
+        let came = Diff { joins: vec![(one.clone(), None)], leaves: vec![] };
+        assert!(matches!(came.edges(&after(&[&one]))[..], [Edge::Came(member)] if &*member.user == "u"));
+        assert!(came.edges(&after(&[&one, &two])).is_empty(), "a second tab");
+        let left = Diff { joins: vec![], leaves: vec![one.clone()] };
+        assert!(left.edges(&after(&[&two])).is_empty(), "one of two tabs");
+        assert_eq!(left.edges(&after(&[])), [Edge::Left(&one.user)]);
+        let update = Diff { joins: vec![(two.clone(), Some(one.clone()))], leaves: vec![one.clone()] };
+        assert!(update.edges(&after(&[&two])).is_empty(), "another meta");
+        let moved = Diff { joins: vec![(two.clone(), None)], leaves: vec![one.clone(), other.clone()] };
+        assert_eq!(moved.edges(&after(&[&two])), [Edge::Left(&other.user)], "left and back within a window");
     }
 
     #[test]

@@ -21,6 +21,12 @@ impl NodeId {
         Self(Uuid::new_v4())
     }
 
+    /// The first 48 bits as a number, for names that must be numbers: the same that refs begin with.
+    pub fn number(&self) -> u64 {
+        let [a, b, c, d, e, f, ..] = *self.0.as_bytes();
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+
     /// The first eight hexadecimal digits, for people and version strings.
     pub fn short(&self) -> String {
         self.0.simple().to_string()[..8].to_owned()

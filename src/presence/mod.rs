@@ -18,7 +18,7 @@ mod snapshot;
 
 use std::sync::Arc;
 
-pub use diff::{Change, Diff, Pending};
+pub use diff::{Change, Diff, Edge, Pending};
 pub use ids::{Ids, NodeId, Ref};
 pub use resume::{ResumeKey, anonymous};
 pub use roster::{Batch, Difference, Heard, Op, Part, Reading, Roster, Sitting, Stated};

@@ -439,10 +439,12 @@ impl Roster {
 
     fn join_member(&mut self, seat: Seat, entry: &Arc<Entry>) {
         self.connections += 1;
-        let member = self
-            .members
-            .entry(Arc::clone(&entry.user))
-            .or_insert_with(|| Arc::new(Member { user: Arc::clone(&entry.user), seats: Vec::new() }));
+        let came = || Member {
+            user: Arc::clone(&entry.user),
+            first_meta: Arc::clone(&entry.meta),
+            seats: Vec::new(),
+        };
+        let member = self.members.entry(Arc::clone(&entry.user)).or_insert_with(|| Arc::new(came()));
         let seats = &mut Arc::make_mut(member).seats;
         let at = seats.partition_point(|(other, e)| (e.since, *other) < (entry.since, seat));
         // Most users have one connection: no room is kept for others.

@@ -8,6 +8,8 @@ use super::{Entry, NodeId, Seat};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub user: Arc<str>,
+    /// The meta with which the user came. It stays until the user has left: some viewers are told nothing else.
+    pub first_meta: Arc<str>,
     /// The user's connections, the oldest first. Never empty.
     pub seats: Vec<(Seat, Arc<Entry>)>,
 }

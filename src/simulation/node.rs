@@ -317,7 +317,8 @@ impl SimNode {
                     return;
                 }
                 let Some(published) = self.rosters.get(&channel) else { return };
-                for (_, connection) in viewed.viewers.go_live(published.snapshot.version) {
+                viewed.viewers.go_live();
+                for (_, connection) in viewed.viewers.take_roster(published.snapshot.version, |_| true) {
                     out.frames.push((*connection, state_frame(&channel, published)));
                 }
             }
@@ -870,12 +871,14 @@ pub fn serve(store: &mut Store, node: NodeId, ask: &Ask, now: Ms) -> (Answer, Ve
 
 fn state_frame(channel: &str, published: &Published) -> String {
     let form = WireFormat::PhoenixV2;
-    let (head, tail) = dialects::state_envelope(form, channel, Some("1"), &published.snapshot);
+    let around = dialects::state_envelope(form, channel, Some("1"), &published.snapshot);
+    let (head, tail) = around.expect("a roster is told in this form");
     let payload = published.state(form);
     format!("{head}{}{tail}", std::str::from_utf8(&payload).expect("text"))
 }
 
 fn diff_frame(channel: &str, diff: &Diff, roster: &Published) -> String {
-    let frame = dialects::diff(WireFormat::PhoenixV2, channel, diff, &roster.snapshot);
-    std::str::from_utf8(&frame).expect("text").to_owned()
+    let frames = dialects::diff(WireFormat::PhoenixV2, channel, diff, &roster.snapshot);
+    let [dialects::Frame::Text(frame)] = &frames[..] else { panic!("one text: {frames:?}") };
+    std::str::from_utf8(frame).expect("text").to_owned()
 }
