@@ -109,7 +109,6 @@ impl Reject {
             Self::RateLimited { .. } | Self::ClientEventRate(_) => Some(4301),
             Self::WatchlistTooLong(_) => Some(4302),
             Self::ChannelFull(_) | Self::TooManyChannels | Self::TooManyOnNode => Some(4100),
-            Self::Signature(_) | Self::SignInNeeded | Self::OtherUser => Some(4009),
             _ => None,
         }
     }
