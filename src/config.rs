@@ -20,7 +20,7 @@ use clap::{CommandFactory as _, Parser, ValueEnum};
 use ipnet::IpNet;
 
 pub use database_address::DatabaseAddress;
-pub use pusher::{HookAddress, Pusher, PusherApp};
+pub use pusher::{HookAddress, Pusher, PusherApp, PusherArgs};
 pub(crate) use redis_address::tcp_settings;
 pub use redis_address::{AddressError, RedisAddress, RedisServers, SentinelGroup};
 
@@ -230,34 +230,8 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_ANONYMOUS", value_enum, ignore_case = true)]
     pub anonymous: Option<Switch>,
 
-    /// Applications of Pusher's clients: id:key:secret, comma-separated
-    /// [default: demo:demo-key:demo-secret in open mode, else none]
-    #[arg(long, env = "ROLLCALL_PUSHER_APPS", hide_env_values = true)]
-    pub pusher_apps: Option<String>,
-
-    /// Where Pusher's webhooks are sent: http:// or https:// addresses, comma-separated
-    #[arg(long, env = "ROLLCALL_PUSHER_WEBHOOKS", hide_env_values = true, default_value = "")]
-    pub pusher_webhooks: String,
-
-    /// Whether subscribers of Pusher's channels without presence are told how many they are
-    #[arg(
-        long,
-        env = "ROLLCALL_PUSHER_SUBSCRIPTION_COUNT",
-        value_enum,
-        ignore_case = true,
-        default_value = "off"
-    )]
-    pub pusher_subscription_count: Switch,
-
-    /// After how many seconds without a frame Pusher's clients ask whether the server is there (1 to 600)
-    #[arg(long, env = "ROLLCALL_PUSHER_ACTIVITY_SECONDS", default_value_t = 120)]
-    pub pusher_activity_seconds: u32,
-
-    /// Whether presence channels of the first of Pusher's applications are those of the other clients. Off, users
-    /// that an application has signed are never mixed with users that have another proof, or none
-    /// [default: on in open mode, else off]
-    #[arg(long, env = "ROLLCALL_BRIDGE", value_enum, ignore_case = true)]
-    pub bridge: Option<Switch>,
+    #[command(flatten)]
+    pub pusher: PusherArgs,
 
     /// How often a WebSocket is pinged, in seconds (1 to 600)
     #[arg(long, env = "ROLLCALL_PING_SECONDS", default_value_t = 20)]
@@ -456,7 +430,7 @@ impl Args {
         if workers == 0 || workers > 1024 {
             return Err(bad("ROLLCALL_WORKERS", "from 1 to 1024"));
         }
-        let pusher = self.check_pusher(auth)?;
+        let pusher = self.pusher.check(auth)?;
         Ok(Config {
             redis: check_redis(self.redis_url.as_deref(), self.redis_ca.as_deref())?,
             database: check_database(self.database_url.as_deref(), self.signup)?,
@@ -491,21 +465,6 @@ impl Args {
             loopback_only,
             listen,
             limits: self.limits,
-        })
-    }
-
-    fn check_pusher(&self, auth: AuthMode) -> Result<Pusher, ConfigError> {
-        let open = auth == AuthMode::Open;
-        if !(1..=600).contains(&self.pusher_activity_seconds) {
-            return Err(bad("ROLLCALL_PUSHER_ACTIVITY_SECONDS", "from 1 to 600"));
-        }
-        let apps = self.pusher_apps.as_deref().unwrap_or(if open { pusher::DEMO } else { "" });
-        Ok(Pusher {
-            is_demo: open && self.pusher_apps.is_none(),
-            apps: pusher::parse_apps(apps, self.bridge.map_or(open, |switch| switch == Switch::On))?,
-            webhooks: pusher::parse_webhooks(&self.pusher_webhooks)?,
-            subscription_count: self.pusher_subscription_count == Switch::On,
-            activity_timeout: self.pusher_activity_seconds,
         })
     }
 

@@ -4,13 +4,67 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{ConfigError, Secret, bad, items};
+use super::{AuthMode, ConfigError, Secret, Switch, bad, items};
 
 const APPS: &str = "ROLLCALL_PUSHER_APPS";
 const WEBHOOKS: &str = "ROLLCALL_PUSHER_WEBHOOKS";
 
 /// The application that there is in `open` mode where none is named. Its secret is known to everybody.
-pub(super) const DEMO: &str = "demo:demo-key:demo-secret";
+const DEMO: &str = "demo:demo-key:demo-secret";
+
+/// The settings as they are given.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PusherArgs {
+    /// Applications of Pusher's clients: id:key:secret, comma-separated
+    /// [default: demo:demo-key:demo-secret in open mode, else none]
+    #[arg(long, env = "ROLLCALL_PUSHER_APPS", hide_env_values = true)]
+    pub pusher_apps: Option<String>,
+
+    /// Where Pusher's webhooks are sent: http:// or https:// addresses, comma-separated
+    #[arg(long, env = "ROLLCALL_PUSHER_WEBHOOKS", hide_env_values = true, default_value = "")]
+    pub pusher_webhooks: String,
+
+    /// Whether subscribers of Pusher's channels without presence are told how many they are
+    #[arg(
+        long,
+        env = "ROLLCALL_PUSHER_SUBSCRIPTION_COUNT",
+        value_enum,
+        ignore_case = true,
+        default_value = "off"
+    )]
+    pub pusher_subscription_count: Switch,
+
+    /// After how many seconds without a frame Pusher's clients ask whether the server is there (1 to 600)
+    #[arg(long, env = "ROLLCALL_PUSHER_ACTIVITY_SECONDS", default_value_t = 120)]
+    pub pusher_activity_seconds: u32,
+
+    /// Whether presence channels of the first of Pusher's applications are those of the other clients. Off, users
+    /// that an application has signed are never mixed with users that have another proof, or none
+    /// [default: on in open mode, else off]
+    #[arg(long, env = "ROLLCALL_BRIDGE", value_enum, ignore_case = true)]
+    pub bridge: Option<Switch>,
+}
+
+impl PusherArgs {
+    /// Checks them.
+    ///
+    /// # Errors
+    /// The first that cannot work.
+    pub(super) fn check(&self, auth: AuthMode) -> Result<Pusher, ConfigError> {
+        let open = auth == AuthMode::Open;
+        if !(1..=600).contains(&self.pusher_activity_seconds) {
+            return Err(bad("ROLLCALL_PUSHER_ACTIVITY_SECONDS", "from 1 to 600"));
+        }
+        let apps = self.pusher_apps.as_deref().unwrap_or(if open { DEMO } else { "" });
+        Ok(Pusher {
+            is_demo: open && self.pusher_apps.is_none(),
+            apps: parse_apps(apps, self.bridge.map_or(open, |switch| switch == Switch::On))?,
+            webhooks: parse_webhooks(&self.pusher_webhooks)?,
+            subscription_count: self.pusher_subscription_count == Switch::On,
+            activity_timeout: self.pusher_activity_seconds,
+        })
+    }
+}
 
 /// An application: whoever knows its secret speaks for all its users.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +82,7 @@ pub struct PusherApp {
 pub struct Pusher {
     pub apps: Vec<Arc<PusherApp>>,
     /// Whether that is the demo application only.
-    pub(super) is_demo: bool,
+    is_demo: bool,
     /// Where every application's webhooks are sent.
     pub webhooks: Vec<HookAddress>,
     /// Whether subscribers of channels without presence are told how many they are.
@@ -100,7 +154,7 @@ impl FromStr for HookAddress {
 }
 
 /// Reads `id:key:secret`, comma-separated. With `bridge` the first shares its presence channels.
-pub(super) fn parse_apps(text: &str, bridge: bool) -> Result<Vec<Arc<PusherApp>>, ConfigError> {
+fn parse_apps(text: &str, bridge: bool) -> Result<Vec<Arc<PusherApp>>, ConfigError> {
     let mut apps: Vec<Arc<PusherApp>> = Vec::new();
     for (at, part) in items(text).enumerate() {
         let mut fields = part.splitn(3, ':').map(str::trim);
@@ -131,7 +185,7 @@ pub(super) fn parse_apps(text: &str, bridge: bool) -> Result<Vec<Arc<PusherApp>>
 }
 
 /// Reads the addresses of webhooks, comma-separated.
-pub(super) fn parse_webhooks(text: &str) -> Result<Vec<HookAddress>, ConfigError> {
+fn parse_webhooks(text: &str) -> Result<Vec<HookAddress>, ConfigError> {
     // Not repeated in the message: there may be something secret in it.
     items(text).map(|part| part.parse().map_err(|problem: &str| bad(WEBHOOKS, problem))).collect()
 }

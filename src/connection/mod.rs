@@ -8,12 +8,14 @@ mod assembly;
 mod bucket;
 mod guard;
 mod params;
+mod proof;
 mod socket;
 mod state;
 
 pub use params::ConnectParams;
+pub use proof::Verdict;
 pub use socket::{Admission, Opening, Services, Sockets, asks_for_upgrade, open, turn_away};
-pub use state::{Client, Verdict};
+pub use state::Client;
 
 #[cfg(test)]
 mod fuzz;

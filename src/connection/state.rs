@@ -8,16 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
+use super::proof::Verdict;
 use crate::config::{Limits, Secret};
 use crate::dialects::{
     Address, Body, Broadcast, Command, Dialect, Event, Frame, Identity as Signed, Incoming, JoinRequest,
-    Kind, Message, Names, Proof, SocketId, Wanted, WireFormat, channel_data, encode, pusher_channel, topic,
-    user_data as read_user_data,
+    Kind, Message, Names, Proof, SocketId, Wanted, WireFormat, encode, topic,
 };
 use crate::hub::{Room, Tie, View};
 use crate::presence::{Ref, ResumeKey, anonymous};
 use crate::reject::Reject;
-use crate::signature;
 
 /// Something that must be done outside, in this order.
 #[derive(Debug)]
@@ -50,40 +49,25 @@ pub enum Effect {
 
 /// One topic that is joined.
 #[derive(Debug)]
-struct Joined {
-    channel: Box<str>,
-    join_ref: Option<Box<str>>,
+pub(super) struct Joined {
+    pub channel: Box<str>,
+    pub join_ref: Option<Box<str>>,
     format: WireFormat,
-    user: Arc<str>,
+    pub user: Arc<str>,
     /// By what the client is recognised when it comes back.
     resume: Option<ResumeKey>,
     /// Whether the connection is present, or only watches.
-    present: bool,
+    pub present: bool,
     /// The newest meta, waiting until the rate allows it.
     held: Option<Arc<str>>,
     wanted: Wanted,
 }
 
 /// Who a join makes present.
-struct Identity {
-    user: Arc<str>,
-    meta: Arc<str>,
-    resume: Option<ResumeKey>,
-}
-
-/// Whom a token stands for, as far as it can be told.
-#[derive(Clone, Debug)]
-pub enum Verdict {
-    User {
-        user: Arc<str>,
-        tie: Tie,
-    },
-    /// It names nobody, and is good all the same.
-    Anonymous,
-    /// It is not valid.
-    Nobody,
-    /// It cannot be checked just now.
-    Unknown,
+pub(super) struct Identity {
+    pub user: Arc<str>,
+    pub meta: Arc<str>,
+    pub resume: Option<ResumeKey>,
 }
 
 /// Who the client is, as known when it connected.
@@ -112,18 +96,18 @@ pub struct Client {
 /// One connection's state.
 #[derive(Debug)]
 pub struct ConnectionState {
-    client: Client,
-    limits: Arc<Limits>,
-    joined: Vec<Joined>,
+    pub(super) client: Client,
+    pub(super) limits: Arc<Limits>,
+    pub(super) joined: Vec<Joined>,
     presence_rate: Bucket,
     message_rate: Bucket,
     waking: bool,
-    room: AnyRoom,
+    pub(super) room: AnyRoom,
     activity: Activity,
     /// The last token that came in a message, and whom it stands for.
-    token: Option<Box<(Secret, Verdict)>>,
+    pub(super) token: Option<Box<(Secret, Verdict)>>,
     /// Pusher: whom the connection has signed in.
-    signed_in: Option<Box<Signed>>,
+    pub(super) signed_in: Option<Box<Signed>>,
     /// Pusher: the rate of client events; none before the first.
     event_rate: Option<Box<Bucket>>,
 }
@@ -143,10 +127,10 @@ struct Activity {
 
 /// Where to ask whether there is room; nowhere means that there is.
 #[derive(Default)]
-struct AnyRoom(Option<Rc<dyn Room>>);
+pub(super) struct AnyRoom(Option<Rc<dyn Room>>);
 
 impl AnyRoom {
-    fn check(&self, channel: &str, user: Option<&str>, proven: bool) -> Result<(), Reject> {
+    pub fn check(&self, channel: &str, user: Option<&str>, proven: bool) -> Result<(), Reject> {
         self.0.as_ref().map_or(Ok(()), |room| room.check(channel, user, proven))
     }
 }
@@ -361,7 +345,7 @@ impl ConnectionState {
     }
 
     /// Ends the join of `channel`, if there is one.
-    fn end(&mut self, channel: &str) -> Vec<Effect> {
+    pub(super) fn end(&mut self, channel: &str) -> Vec<Effect> {
         let Some(at) = self.position(channel) else { return Vec::new() };
         let old = self.joined.swap_remove(at);
         let mut effects = Vec::new();
@@ -369,179 +353,6 @@ impl ConnectionState {
             effects.push(Effect::Untrack { channel: old.channel.clone() });
         }
         effects.push(Effect::Unview { channel: old.channel });
-        effects
-    }
-
-    /// The token in a message that has to be read first: then call [`ConnectionState::note_token`].
-    #[must_use]
-    pub fn unread_token(&self, incoming: &Incoming) -> Option<Secret> {
-        let token = match &incoming.command {
-            Command::AccessToken(Some(token)) => token,
-            Command::Join(request) => match &request.proof {
-                Proof::Token { token: Some(token), .. } => token,
-                _ => return None,
-            },
-            _ => return None,
-        };
-        let is_read = self.token.as_ref().is_some_and(|known| known.0 == *token);
-        (!is_read && !is_project_key(token)).then(|| token.clone())
-    }
-
-    /// Takes in whom a token stands for.
-    pub fn note_token(&mut self, token: Secret, verdict: Verdict) {
-        self.token = Some(Box::new((token, verdict)));
-    }
-
-    /// Checks what a join proves; gives whom a backend has signed for it.
-    fn check_proof(
-        &mut self,
-        topic: &str,
-        proof: &Proof,
-        effects: &mut Vec<Effect>,
-    ) -> Result<Option<Identity>, Reject> {
-        self.client.names.check(topic, &self.limits)?;
-        match proof {
-            Proof::None => Ok(None),
-            Proof::Token { token, private } => {
-                effects.extend(self.prove(token.as_ref())?);
-                if *private && self.client.session_user.is_none() {
-                    let name = topic.split_once(':').map_or(topic, |(_, name)| name);
-                    return Err(Reject::Unauthorized(name.into()));
-                }
-                Ok(None)
-            }
-            Proof::Signed { auth, channel_data } => {
-                self.check_signed(topic, auth, channel_data.as_deref()).map(Some)
-            }
-        }
-    }
-
-    /// Binds the connection to the user of `token`, if it is one.
-    fn prove(&mut self, token: Option<&Secret>) -> Result<Vec<Effect>, Reject> {
-        let Some(token) = token.filter(|token| !is_project_key(token)) else { return Ok(Vec::new()) };
-        let verdict = self.token.as_ref().filter(|known| known.0 == *token).map(|known| &known.1);
-        let (user, tie) = match verdict {
-            Some(Verdict::User { user, tie }) => (Arc::clone(user), tie.clone()),
-            Some(Verdict::Nobody) if self.client.strict => return Err(Reject::TokenInvalid),
-            Some(Verdict::Unknown) | None if self.client.strict => return Err(Reject::TokensUnknown),
-            _ => return Ok(Vec::new()),
-        };
-        let mut effects = vec![Effect::Bind(tie)];
-        match &self.client.session_user {
-            Some(known) if *known == user => {}
-            Some(_) => return Err(Reject::OtherUser),
-            None => {
-                for joined in &mut self.joined {
-                    joined.user = Arc::clone(&user);
-                    if joined.present {
-                        let channel = joined.channel.clone();
-                        effects.push(Effect::Identify { channel, user: Arc::clone(&user) });
-                    }
-                }
-                self.client.session_user = Some(user);
-            }
-        }
-        Ok(effects)
-    }
-
-    /// A newer token came for a join. Nothing is answered if it is good.
-    fn renew(&mut self, address: &Address, token: Option<&Secret>, format: WireFormat) -> Vec<Effect> {
-        let Found::Current(at) = self.find(address) else { return Vec::new() };
-        let reject = match self.prove(token) {
-            Ok(effects) => return effects,
-            Err(reject) => reject,
-        };
-        let (channel, join_ref) = (self.joined[at].channel.clone(), self.joined[at].join_ref.clone());
-        let mut effects = self.end(&channel);
-        let told = Event::System { topic: &address.topic, join_ref: join_ref.as_deref(), reject: &reject };
-        effects.extend(encode(format, &told).map(Effect::Send));
-        if let Some(join_ref) = &join_ref {
-            let closed = Event::Closed { topic: &address.topic, join_ref };
-            effects.extend(encode(format, &closed).map(Effect::Send));
-        }
-        effects
-    }
-
-    /// Checks a backend's signature for a join, and reads for whom it is.
-    fn check_signed(&self, name: &str, auth: &str, data: Option<&str>) -> Result<Identity, Reject> {
-        let Names::Pusher(app) = &self.client.names else { return Err(Reject::UnknownEvent) };
-        let socket = self.client.socket.to_string();
-        let is_signed = |data| {
-            let what = if data == None { "socket_id:channel" } else { "socket_id:channel:channel_data" };
-            match signature::may_join(app, auth, &socket, name, data) {
-                true => Ok(()),
-                false => Err(Reject::Signature(what)),
-            }
-        };
-        let identity = |user, meta| Identity { user, meta, resume: None };
-        match Kind::of(name) {
-            Kind::Public => {}
-            Kind::Private { .. } => is_signed(None)?,
-            Kind::Presence => {
-                is_signed(data)?;
-                let signed = match (data, &self.signed_in) {
-                    (Some(data), _) => channel_data(data, &self.limits)?,
-                    (None, Some(signed_in)) => Signed::clone(signed_in),
-                    (None, None) => return Err(Reject::SignInNeeded),
-                };
-                return Ok(identity(signed.user, signed.meta));
-            }
-            Kind::User(user) => match &self.signed_in {
-                Some(signed_in) if *signed_in.user == *user => {}
-                Some(_) => return Err(Reject::OtherUser),
-                None => return Err(Reject::SignInNeeded),
-            },
-        }
-        // Each subscriber counts: there is no user to be in such a channel.
-        Ok(identity(socket.into(), "{}".into()))
-    }
-
-    /// Whether `channel` is that of the user who has signed in.
-    fn is_own(&self, channel: &str) -> bool {
-        match (&self.client.names, &self.signed_in) {
-            (Names::Pusher(app), Some(signed_in)) => {
-                *pusher_channel(app, &Kind::of_user(&signed_in.user)) == *channel
-            }
-            _ => false,
-        }
-    }
-
-    /// Pusher: the connection is that of a user, who is online by it, and watches others.
-    fn sign_in(&mut self, address: &Address, auth: &str, user_data: &str, format: WireFormat) -> Vec<Effect> {
-        let Names::Pusher(app) = &self.client.names else {
-            return refuse(format, address, &Reject::UnknownEvent);
-        };
-        let app = Arc::clone(app);
-        let socket = self.client.socket.to_string();
-        if !signature::may_sign_in(&app, auth, &socket, user_data) {
-            return refuse(format, address, &Reject::Signature("socket_id::user::user_data"));
-        }
-        let signed = match read_user_data(user_data, &self.limits) {
-            Ok(signed) => signed,
-            Err(reject) => return refuse(format, address, &reject),
-        };
-        let mut effects: Vec<Effect> =
-            encode(format, &Event::SignedIn { user_data }).map(Effect::Send).into_iter().collect();
-        match &self.signed_in {
-            Some(known) if known.user == signed.user => return effects,
-            Some(_) => return refuse(format, address, &Reject::OtherUser),
-            None => {}
-        }
-        let own: Box<str> = pusher_channel(&app, &Kind::of_user(&signed.user)).into();
-        if let Err(reject) = self.room.check(&own, None, true) {
-            return refuse(format, address, &reject);
-        }
-        effects
-            .push(Effect::View { channel: own.clone(), view: View { roster: false, ..View::new(format) } });
-        let (user, meta) = (socket.into(), "{}".into());
-        effects.push(Effect::Track { channel: own.clone(), user, meta, resume: None });
-        for user in &signed.watched {
-            let channel: Box<str> = pusher_channel(&app, &Kind::of_user(user)).into();
-            if channel != own && self.room.check(&channel, None, true).is_ok() {
-                effects.push(Effect::View { channel, view: View::new(WireFormat::PusherWatch) });
-            }
-        }
-        self.signed_in = Some(Box::new(signed));
         effects
     }
 
@@ -724,7 +535,7 @@ impl ConnectionState {
         self.joined.iter().position(|joined| &*joined.channel == channel)
     }
 
-    fn find(&self, address: &Address) -> Found {
+    pub(super) fn find(&self, address: &Address) -> Found {
         match self.position(&self.client.names.channel(&address.topic)) {
             None => Found::None,
             // No join ref at all means the current join.
@@ -766,7 +577,7 @@ impl Usage {
 }
 
 /// Whether the join that an address means is the current one.
-enum Found {
+pub(super) enum Found {
     Current(usize),
     /// A word of a join that has ended: to be ignored, or it would undo its successor.
     Stale,
@@ -785,16 +596,11 @@ impl Joined {
     }
 }
 
-/// Whether `token` is a project's key of the new kind, which proves nothing of a user.
-fn is_project_key(token: &Secret) -> bool {
-    token.expose().starts_with("sb_")
-}
-
 fn ok(format: WireFormat, address: &Address) -> Vec<Effect> {
     encode(format, &Event::Ok(address)).map(Effect::Send).into_iter().collect()
 }
 
-fn refuse(format: WireFormat, address: &Address, reject: &Reject) -> Vec<Effect> {
+pub(super) fn refuse(format: WireFormat, address: &Address, reject: &Reject) -> Vec<Effect> {
     encode(format, &Event::Refused(address, reject)).map(Effect::Send).into_iter().collect()
 }
 

@@ -307,3 +307,172 @@ fn that_somebody_uses_the_client_is_told_now_and_then_and_at_once_when_that_chan
     assert!(bench.say(&says("idle").replace("\"r\"", "\"nowhere\""))[0].contains("unmatched topic"));
     assert_eq!(bench.say(&says("Idle"))[0], ok_to("3", "5"));
 }
+
+fn supabase() -> Bench {
+    Bench::of(Names::Supabase, &[])
+}
+
+fn told(effects: &[String]) -> Vec<serde_json::Value> {
+    effects.iter().filter_map(|effect| serde_json::from_str(effect).ok()).collect()
+}
+
+const LOBBY: &str =
+    r#"["6","6","realtime:lobby","phx_join",{"config":{"presence":{"key":"ada","enabled":true}}}]"#;
+
+#[test]
+fn who_joins_at_supabase_watches_and_is_present_once_it_tracks() {
+    let mut bench = supabase();
+    let effects = bench.say(LOBBY);
+    let reply =
+        r#"["6","6","realtime:lobby","phx_reply",{"status":"ok","response":{"postgres_changes":[]}}]"#;
+    assert_eq!(effects, [reply.to_owned(), r#"view lobby Some("6")"#.into()]);
+    let track =
+        r#"["6","7","realtime:lobby","presence",{"type":"presence","event":"track","payload":{"s":1}}]"#;
+    assert_eq!(bench.say(track)[0], r#"track lobby ada {"s":1}"#);
+    // What it says, by its own wish, is not told to it, and not answered.
+    let say = r#"["6","8","realtime:lobby","broadcast",{"type":"broadcast","event":"wave","payload":{}}]"#;
+    let effects = bench.say(say);
+    assert!(
+        effects.len() == 1 && effects[0].contains("except: Some(SocketId { node: 123, connection: 456 })")
+    );
+    let asked = LOBBY.replace(r#"{"presence""#, r#"{"broadcast":{"self":true,"ack":true},"presence""#);
+    bench.say(&asked);
+    let effects = bench.say(say);
+    assert!(effects[0].contains("except: None") && effects[1].contains(r#""status":"ok""#), "{effects:?}");
+    // Where presence is not wanted, only what is said is told.
+    let quiet = LOBBY.replace("true", "false");
+    let incoming = decode_text(Dialect::Supabase, &quiet, &bench.limits).unwrap();
+    let effects = bench.state.on_message(incoming, bench.now);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::View { view, .. } if !view.roster)));
+}
+
+#[test]
+fn who_has_no_key_at_supabase_gets_another_name_with_each_join() {
+    let mut bench = supabase();
+    let mut named = || {
+        bench.say(&LOBBY.replace("ada", ""));
+        bench.say(r#"["6","7","realtime:lobby","presence",{"type":"presence","event":"track","payload":{}}]"#)
+            [0]
+        .clone()
+    };
+    let (first, second) = (named(), named());
+    assert!(first != second && first.len() == "track lobby  {}".len() + 36, "{first} {second}");
+}
+
+#[test]
+fn a_token_that_comes_later_says_who_the_client_is() {
+    let mut bench = supabase();
+    let user = |name: &str| Verdict::User { user: name.into(), tie: Tie::Jwt { expires: Some(9) } };
+    bench.say(LOBBY);
+    bench.say(r#"["6","7","realtime:lobby","presence",{"type":"presence","event":"track","payload":{}}]"#);
+    let token =
+        |text: &str| format!(r#"["6","8","realtime:lobby","access_token",{{"access_token":"{text}"}}]"#);
+    let mut renew = |text: &str, verdict: Verdict| {
+        let incoming = decode_text(Dialect::Supabase, &token(text), &bench.limits).unwrap();
+        if let Some(token) = bench.state.unread_token(&incoming) {
+            bench.state.note_token(token, verdict);
+        }
+        bench.state.on_message(incoming, bench.now).iter().map(short).collect::<Vec<_>>()
+    };
+    assert_eq!(renew("bad", Verdict::Nobody), [""; 0], "in open mode a token need not be one");
+    assert_eq!(renew("sb_publishable_x", user("eve")), [""; 0], "a project's key says nothing");
+    assert_eq!(renew("good", user("ada-1")), ["bind", "identify lobby ada-1"]);
+    assert_eq!(renew("newer", user("ada-1")), ["bind"]);
+    let effects = renew("other", user("eve"));
+    assert_eq!(effects[..2], ["untrack lobby", "unview lobby"]);
+    let told = told(&effects);
+    assert_eq!((&told[0][3], &told[1][3]), (&"system".into(), &"phx_close".into()));
+}
+
+#[test]
+fn private_channels_need_a_proof() {
+    let mut bench = supabase();
+    let private = LOBBY.replace(r#"{"presence""#, r#"{"private":true,"presence""#);
+    let refused = told(&bench.say(&private));
+    let reason = "Unauthorized: You do not have permissions to read from this Channel topic: lobby";
+    assert_eq!(refused[0][4]["response"]["reason"], reason);
+    bench.state.client.session_user = Some("ada".into());
+    assert_eq!(told(&bench.say(&private))[0][4]["status"], "ok");
+    bench.state.client.strict = true;
+    let with_token = LOBBY.replace(r#"{"config""#, r#"{"access_token":"x","config""#);
+    let incoming = decode_text(Dialect::Supabase, &with_token, &bench.limits).unwrap();
+    bench.state.note_token(bench.state.unread_token(&incoming).unwrap(), Verdict::Nobody);
+    assert_eq!(bench.state.unread_token(&incoming), None, "it is read once");
+    let refused = told(&bench.say(&with_token));
+    assert_eq!(refused[0][4]["status"], "error");
+    let wrong = r#"["6","6","realtime:","phx_join",{}]"#;
+    assert!(bench.say(wrong)[0].contains("TopicNameRequired"));
+}
+
+fn pusher() -> Bench {
+    let secret = Secret::new("app-secret");
+    let app = crate::config::PusherApp { id: "7".into(), key: "app-key".into(), secret, bridged: true };
+    Bench::of(Names::Pusher(Arc::new(app)), &[])
+}
+
+const PRIVATE: &str = r#"{"event":"pusher:subscribe","data":{"auth":"app-key:7d39f26d4d655bd56b11cb2cbca1c97b1d12e8dfc0381368cab350f5f50b5487","channel":"private-room"}}"#;
+const PRESENCE: &str = r#"{"event":"pusher:subscribe","data":{"auth":"app-key:bbf7ef7f91ea43583266fe913e966578e28e7d315b4e00ff28015426ebe2b716","channel_data":"{\"user_id\":\"u1\",\"user_info\":{\"name\":\"Ada\"}}","channel":"presence-room"}}"#;
+const SIGN_IN: &str = r#"{"event":"pusher:signin","data":{"auth":"app-key:b291393dce2108060c768aa06b328705c6601bc45babaaad6f4636de8cc8354e","user_data":"{\"id\":\"u1\"}"}}"#;
+
+#[test]
+fn subscriptions_at_pusher_are_signed_joins() {
+    let mut bench = pusher();
+    let effects = bench.say(PRESENCE);
+    assert_eq!(effects, ["view room None", r#"track room u1 {"name":"Ada"}"#]);
+    let effects = bench.say(PRIVATE);
+    assert!(effects[0].contains("subscription_succeeded"));
+    assert_eq!(effects[1..], ["view pusher:7:private-room None", "track pusher:7:private-room 123.456 {}"]);
+    for wrong in
+        [PRIVATE.replace("7d39", "7d38"), PRESENCE.replace("Ada", "Eve"), PRIVATE.replace("room", "hall")]
+    {
+        let told = told(&bench.say(&wrong));
+        assert_eq!(
+            (&told[0]["event"], &told[1]["event"]),
+            (&"pusher:error".into(), &"pusher:subscription_error".into())
+        );
+    }
+    // The wrong signatures ended what was joined by their names.
+    assert_eq!(bench.say(r#"{"event":"pusher:unsubscribe","data":{"channel":"presence-room"}}"#), [""; 0]);
+    let effects = bench.say(r#"{"event":"pusher:subscribe","data":{"auth":"","channel":"cache-news"}}"#);
+    assert_eq!(effects[2], "tell last pusher:7:cache-news");
+}
+
+#[test]
+fn client_events_need_a_subscription_and_have_a_rate() {
+    let mut bench = pusher();
+    let say = |channel: &str| format!(r#"{{"event":"client-wave","channel":"{channel}","data":{{}}}}"#);
+    let refused = |effects: Vec<String>| told(&effects)[0]["data"]["code"].clone();
+    assert_eq!(refused(bench.say(&say("private-room"))), serde_json::Value::Null);
+    bench.say(PRESENCE);
+    for _ in 0..10 {
+        let effects = bench.say(&say("presence-room"));
+        assert!(effects.len() == 1 && effects[0].contains(r#"user: Some("u1")"#), "{effects:?}");
+    }
+    assert_eq!(refused(bench.say(&say("presence-room"))), 4301);
+    bench.now += Duration::from_millis(110);
+    assert!(bench.say(&say("presence-room"))[0].starts_with("say room"));
+}
+
+#[test]
+fn who_signs_in_is_online_by_the_channel_of_the_user() {
+    let mut bench = pusher();
+    let own = r##"{"event":"pusher:subscribe","data":{"auth":"","channel":"#server-to-user-u1"}}"##;
+    assert!(told(&bench.say(own))[0]["data"]["message"].as_str().unwrap().contains("sign in"));
+    let effects = bench.say(SIGN_IN);
+    let channel = "pusher:7:#server-to-user-u1";
+    assert!(effects[0].contains("signin_success"));
+    assert_eq!(effects[1..], [format!("view {channel} None"), format!("track {channel} 123.456 {{}}")]);
+    assert_eq!(bench.say(SIGN_IN).len(), 1, "again is no more");
+    let effects = bench.say(own);
+    assert!(effects.len() == 1 && effects[0].contains("subscription_succeeded"), "{effects:?}");
+    assert!(
+        told(&bench.say(&own.replace("u1", "u2")))[0]["data"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("another user")
+    );
+    let wrong = SIGN_IN.replace("b291", "b292");
+    assert!(
+        told(&bench.say(&wrong))[0]["data"]["message"].as_str().unwrap().starts_with("Invalid signature")
+    );
+}
