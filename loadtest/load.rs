@@ -22,6 +22,8 @@ mod idle;
 mod phoenix;
 #[path = "load/proc.rs"]
 mod proc;
+#[path = "load/protocol.rs"]
+mod protocol;
 #[path = "load/report.rs"]
 mod report;
 #[path = "load/room.rs"]

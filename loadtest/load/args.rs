@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::protocol::Protocol;
+
 /// Loads Rollcall with many clients, measures, and checks that every client saw exactly what happened.
 #[derive(Parser)]
 #[command(name = "load")]
@@ -67,6 +69,9 @@ pub struct Storm {
     /// Clients that connect and join at the same time.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub in_flight: u32,
+    /// What the clients speak.
+    #[arg(long, value_enum, default_value = "phoenix")]
+    pub protocol: Protocol,
     /// Fail if a client got more presence frames, on average.
     #[arg(long)]
     pub max_frames: Option<f64>,

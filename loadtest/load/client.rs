@@ -19,7 +19,6 @@ use crate::view::{User, View};
 use crate::world::World;
 use crate::ws::{self, Kind};
 
-const PATH: &str = "/socket/websocket?vsn=2.0.0";
 /// How long anything that a server must answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Clients that share a source address: well below the 28,000 ports that Linux gives out by default.
@@ -51,6 +50,8 @@ pub struct Counts {
     pub presence_frames: u64,
     pub states: u64,
     pub bytes: u64,
+    /// Calls that found something to read.
+    pub reads: u64,
 }
 
 struct Inner {
@@ -61,6 +62,8 @@ struct Inner {
     part: Vec<u8>,
     last_change: Instant,
     awaiting: Option<oneshot::Sender<()>>,
+    /// What the server calls the connection, where it has said so.
+    socket: String,
 }
 
 pub struct Client {
@@ -76,7 +79,8 @@ impl Client {
     /// Connects and starts reading; joins nothing yet.
     pub async fn connect(spec: Spec, to: SocketAddr, world: Rc<World>) -> Result<Rc<Self>, String> {
         let name = spec.name.clone();
-        let opening = open(to, spec.index);
+        let path = spec.room.protocol.path();
+        let opening = open(to, spec.index, &path);
         let (stream, part) = match timeout(PATIENCE, opening).await {
             Ok(opened) => opened.map_err(|e| format!("{name}: {e}"))?,
             Err(_) => return Err(format!("{name}: no connection within {PATIENCE:?}")),
@@ -88,6 +92,7 @@ impl Client {
             part,
             last_change: Instant::now(),
             awaiting: None,
+            socket: String::new(),
         };
         let user = spec.room.user(&spec.name);
         let reader = Cell::new(None);
@@ -100,11 +105,19 @@ impl Client {
     /// Joins and waits for the first state. With `stamped`, others measure when they see it.
     pub async fn join(&self, stamped: bool) -> Result<(), String> {
         let meta = format!(r#"{{"name":"{}","status":"online"}}"#, self.spec.name);
-        let frame = phoenix::join(&self.spec.room.topic, &self.spec.name, &meta);
+        let Room { topic, protocol, .. } = &*self.spec.room;
+        if protocol.needs_socket() && self.inner.borrow().socket.is_empty() {
+            self.wait("what the server calls it").await?;
+        }
+        let frame = protocol.join(topic, &self.spec.name, &meta, &self.inner.borrow().socket);
         if stamped {
             self.spec.room.stamp(self.user, self.spec.node);
         }
-        self.ask(&frame, "a state after the join").await
+        self.ask(&frame, "a state after the join").await?;
+        match protocol.track(topic, &meta) {
+            Some(track) => self.send(Kind::Text, track.as_bytes()),
+            None => Ok(()),
+        }
     }
 
     /// Leaves and waits for the reply, so that the leave cannot be lost with the socket.
@@ -150,9 +163,14 @@ impl Client {
     }
 
     async fn ask(&self, frame: &str, what: &str) -> Result<(), String> {
+        self.send(Kind::Text, frame.as_bytes())?;
+        self.wait(what).await
+    }
+
+    /// Waits for what [`Inner::answered`] tells. Nothing comes before it is called: the reader is on this thread.
+    async fn wait(&self, what: &str) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
         self.inner.borrow_mut().awaiting = Some(answer);
-        self.send(Kind::Text, frame.as_bytes())?;
         match timeout(PATIENCE, answered).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(format!("{}: ended while waiting for {what}", self.spec.name)),
@@ -201,6 +219,7 @@ impl Client {
         };
         let mut inner = self.inner.borrow_mut();
         inner.counts.bytes += n as u64;
+        inner.counts.reads += 1;
         if inner.part.is_empty() {
             let used = self.frames(&mut inner, &buffer[..n])?;
             inner.part.extend_from_slice(&buffer[used..n]);
@@ -248,7 +267,11 @@ impl Client {
             }
         };
         match &*message {
-            Message::Joined => {}
+            Message::Joined | Message::Taken => {}
+            Message::Named(socket) => {
+                inner.socket.clone_from(socket);
+                inner.answered();
+            }
             Message::Left => inner.left()?,
             Message::State(seats) => {
                 inner.view.state(seats, &mut arrived);
@@ -296,7 +319,7 @@ impl Inner {
     }
 }
 
-async fn open(to: SocketAddr, index: usize) -> Result<(TcpStream, Vec<u8>), String> {
+async fn open(to: SocketAddr, index: usize, path: &str) -> Result<(TcpStream, Vec<u8>), String> {
     let socket = match to {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -308,6 +331,6 @@ async fn open(to: SocketAddr, index: usize) -> Result<(TcpStream, Vec<u8>), Stri
     }
     let mut stream = socket.connect(to).await.map_err(|e| format!("connect: {e}"))?;
     stream.set_nodelay(true).map_err(|e| format!("no delay: {e}"))?;
-    let rest = ws::upgrade(&mut stream, to, PATH).await?;
+    let rest = ws::upgrade(&mut stream, to, path).await?;
     Ok((stream, rest))
 }

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use crate::args::Common;
 use crate::client::{Client, Spec};
 use crate::proc;
+use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::room::{Mismatch, Room};
 use crate::servers::Servers;
@@ -48,12 +49,17 @@ impl Run {
 
     /// The channel of this run.
     pub fn room(&self) -> Rc<Room> {
-        Rc::new(Room::new(self.name.clone()))
+        self.room_of(Protocol::Phoenix)
+    }
+
+    /// The same, whose clients speak `protocol`.
+    pub fn room_of(&self, protocol: Protocol) -> Rc<Room> {
+        Rc::new(Room::new(self.name.clone(), protocol))
     }
 
     /// One of many channels of this run.
     pub fn numbered_room(&self, number: usize) -> Rc<Room> {
-        Rc::new(Room::new(format!("{}:{number}", self.name)))
+        Rc::new(Room::new(format!("{}:{number}", self.name), Protocol::Phoenix))
     }
 
     /// The client with this number: nodes take turns.

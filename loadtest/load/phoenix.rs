@@ -16,11 +16,16 @@ use crate::view::{Diff, Seat};
 /// Every client joins once and leaves once, so all use the same refs and get the same bytes back.
 const JOIN_REF: &str = "1";
 const LEAVE_REF: &str = "2";
+const TRACK_REF: &str = "3";
 
 /// What a frame says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message {
     Joined,
+    /// What the server calls the connection, where it says so.
+    Named(String),
+    /// An answer to nothing that anybody waits for.
+    Taken,
     Left,
     State(Vec<Seat>),
     Diff(Rc<Diff>),
@@ -40,6 +45,22 @@ pub fn join(topic: &str, user: &str, meta: &str) -> String {
 
 pub fn leave(topic: &str) -> String {
     format!(r#"["{JOIN_REF}","{LEAVE_REF}",{},"phx_leave",{{}}]"#, quoted(topic))
+}
+
+/// A join in Supabase's dialect, which makes nobody present.
+pub fn watch(topic: &str, user: &str) -> String {
+    let (topic, user) = (quoted(topic), quoted(user));
+    format!(
+        r#"["{JOIN_REF}","{JOIN_REF}",{topic},"phx_join",{{"config":{{"presence":{{"key":{user},"enabled":true}}}}}}]"#
+    )
+}
+
+/// Makes present who has joined so.
+pub fn track(topic: &str, meta: &str) -> String {
+    let topic = quoted(topic);
+    format!(
+        r#"["{JOIN_REF}","{TRACK_REF}",{topic},"presence",{{"type":"presence","event":"track","payload":{meta}}}]"#
+    )
 }
 
 fn quoted(text: &str) -> String {
@@ -80,6 +101,7 @@ fn reply(reference: Option<&str>, body: &str) -> Result<Message, String> {
         _ if status != "ok" => Ok(Message::Refused(body.to_owned())),
         Some(JOIN_REF) => Ok(Message::Joined),
         Some(LEAVE_REF) => Ok(Message::Left),
+        Some(TRACK_REF) => Ok(Message::Taken),
         other => Err(format!("a reply to {other:?}, which was never sent")),
     }
 }

@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use foldhash::fast::FixedState;
 
-use crate::phoenix::{self, Message, Numbers};
+use crate::phoenix::{Message, Numbers};
+use crate::protocol::Protocol;
 use crate::view::{Bits, Seat, User, View};
 use crate::ws::start_of;
 
@@ -28,6 +29,7 @@ pub struct Stamp {
 
 pub struct Room {
     pub topic: String,
+    pub protocol: Protocol,
     names: RefCell<Names>,
     frames: RefCell<Frames>,
     stamps: RefCell<Map<User, Stamp>>,
@@ -100,9 +102,10 @@ impl Frames {
 }
 
 impl Room {
-    pub fn new(topic: String) -> Self {
+    pub fn new(channel: String, protocol: Protocol) -> Self {
         Self {
-            topic,
+            topic: protocol.topic(channel),
+            protocol,
             names: RefCell::default(),
             frames: RefCell::default(),
             stamps: RefCell::default(),
@@ -121,7 +124,7 @@ impl Room {
         if let Some(known) = frames.known.get(payload) {
             return Ok(known.clone());
         }
-        let read = phoenix::read(payload, &self.topic, &mut *self.names.borrow_mut());
+        let read = self.protocol.read(payload, &self.topic, &mut *self.names.borrow_mut());
         let message = Rc::new(read.map_err(|e| format!("{e}: {}", start_of(payload)))?);
         frames.remember(payload, &message);
         Ok(message)
@@ -213,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_view_is_compared_user_by_user() {
-        let room = Room::new("room".to_owned());
+        let room = Room::new("room".to_owned(), Protocol::Phoenix);
         for name in ["a", "b", "c"] {
             room.expect(room.user(name));
         }
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_same_bytes_are_read_once() {
-        let room = Room::new("room".to_owned());
+        let room = Room::new("room".to_owned(), Protocol::Phoenix);
         let frame = state(&[("a", &["1"])]);
         let first = room.read(&frame).unwrap();
         assert!(Rc::ptr_eq(&first, &room.read(&frame).unwrap()));

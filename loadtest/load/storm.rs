@@ -9,7 +9,7 @@ use crate::report::Report;
 pub async fn run(args: Storm) -> Result<Report, String> {
     let clients = args.clients as usize;
     let run = Run::new(&args.common, 1, clients).await?;
-    let room = run.room();
+    let room = run.room_of(args.protocol);
     let specs = (0..clients).map(|index| run.spec(index, &room, false)).collect();
 
     let rss_before = run.rss_kib();
@@ -43,6 +43,7 @@ pub async fn run(args: Storm) -> Result<Report, String> {
     report.value("states_mean", "of them states, mean", "", mean(&|at| counts[at].states));
     report.value("frames_mean", "all frames a client, mean", "", mean(all));
     report.value("frames_max", "all frames a client, most", "", most(all));
+    report.value("reads_mean", "reads that found something a client, mean", "", mean(&|at| counts[at].reads));
     report.value("bytes_mean", "bytes a client, mean", "", mean(&|at| counts[at].bytes));
     report.limited("server_cpu_seconds", "server CPU", "s", cpu, args.max_cpu);
     report.value("own_cpu_seconds", "load generator CPU", "s", own);

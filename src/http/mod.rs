@@ -211,9 +211,9 @@ fn pusher_demo(cfg: &mut web::ServiceConfig) {
 fn apps(cfg: &mut web::ServiceConfig) {
     cfg.service(resource("/events", "POST").route(web::post().to(pusher::trigger)))
         .service(resource("/batch_events", "POST").route(web::post().to(pusher::trigger_batch)))
-        .service(resource("/channels", "GET").route(web::get().to(pusher::channels)))
-        .service(resource("/channels/{channel}", "GET").route(web::get().to(pusher::channel)))
-        .service(resource("/channels/{channel}/users", "GET").route(web::get().to(pusher::users)))
+        .service(resource("/channels", "GET, HEAD").route(get_or_head().to(pusher::channels)))
+        .service(resource("/channels/{channel}", "GET, HEAD").route(get_or_head().to(pusher::channel)))
+        .service(resource("/channels/{channel}/users", "GET, HEAD").route(get_or_head().to(pusher::users)))
         .service(
             resource("/users/{user}/terminate_connections", "POST").route(web::post().to(pusher::terminate)),
         );

@@ -301,15 +301,21 @@ describe("Phoenix conformance", () => {
     await until(() => watcher.refs("ada").length === 1, "the new join is the one that counts")
   })
 
-  test("14. Binary push is answered or refused without harm; header lengths beyond the frame are rejected cleanly", async () => {
+  test("14. Binary push echo as kind 1 reply and kind 2 broadcast; header string of 256 bytes rejected cleanly", async () => {
     const room = fresh()
     const watcher = await joinAs(node, room, "watcher")
     const me = await joinAs(node, room, "ada")
+    const heard = []
+    watcher.channel.on("blob", (data) => heard.push([...new Uint8Array(data)]))
+    me.channel.on("blob", () => heard.push("its own"))
     const answer = new Promise((resolve) => {
       const push = me.channel.push("blob", new Uint8Array([1, 2]).buffer, 1500)
-      for (const status of ["ok", "error", "timeout"]) push.receive(status, () => resolve(status))
+      for (const status of ["ok", "error", "timeout"]) push.receive(status, (response) => resolve([status, response]))
     })
-    assert.notEqual(await answer, "ok", "events we do not know are not ok")
+    const [status, response] = await answer
+    assert.deepEqual([status, [...new Uint8Array(response)]], ["ok", [1, 2]])
+    await until(() => heard.length > 0, "the watcher hears the bytes")
+    assert.deepEqual(heard, [[1, 2]])
     assert.equal((await me.track({ after: "blob" })).status, "ok", "the channel lives on")
     assert.throws(() => me.channel.push("b".repeat(256), new ArrayBuffer(1)), /255 bytes/)
 
