@@ -97,6 +97,8 @@ impl Client {
         let user = spec.room.user(&spec.name);
         let reader = Cell::new(None);
         let client = Rc::new(Self { spec, user, stream, world, inner: RefCell::new(inner), reader });
+        // A server may speak first, together with its answer to the upgrade.
+        client.read_part()?;
         let task = tokio::task::spawn_local(client.clone().read());
         client.reader.set(Some(task.abort_handle()));
         Ok(client)
@@ -187,6 +189,16 @@ impl Client {
             Ok(part) => Err(format!("{}: wrote {part} of {} bytes", self.spec.name, frame.len())),
             Err(e) => Err(format!("{}: write: {e}", self.spec.name)),
         }
+    }
+
+    /// Handles what came before the reading began.
+    fn read_part(&self) -> Result<(), String> {
+        let mut inner = self.inner.borrow_mut();
+        let mut part = std::mem::take(&mut inner.part);
+        let used = self.frames(&mut inner, &part)?;
+        part.drain(..used);
+        inner.part = part;
+        Ok(())
     }
 
     async fn read(self: Rc<Self>) {
