@@ -307,7 +307,8 @@ impl Admission {
         let cookies_count = self.check_origin(request.headers())?;
         let addr = client_address(request.peer_addr(), request.headers(), &self.config.trusted_proxies);
         if self.config.rate_ip > 0 {
-            let decision = self.limiter.check(Subject::Ip(addr), self.config.rate_ip).await;
+            // Boxed: where nothing is limited, nobody pays for the room that a question to Redis takes.
+            let decision = Box::pin(self.limiter.check(Subject::Ip(addr), self.config.rate_ip)).await;
             Allowances::of(request, |allowances| allowances.address = Some(decision));
             if !decision.allowed {
                 return Err(self.refuse(Refusal::AddressRate(decision)));
@@ -372,7 +373,7 @@ impl Admission {
             return Ok(());
         }
         let limit = self.config.tiers.limit(self.config.rate_user, identity.tier.as_deref());
-        let decision = self.limiter.check(Subject::User(&identity.user), limit).await;
+        let decision = Box::pin(self.limiter.check(Subject::User(&identity.user), limit)).await;
         Allowances::of(request, |allowances| allowances.user = Some(decision));
         if decision.allowed { Ok(()) } else { Err(self.refuse(Refusal::UserRate(decision))) }
     }
