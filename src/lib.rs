@@ -20,6 +20,8 @@ pub mod hub;
 pub mod presence_manager;
 /// One actor for each channel.
 pub mod channel;
+/// What happens in channels, told to backends.
+pub mod webhooks;
 /// The other nodes, through Redis.
 pub mod cluster;
 /// Wire text to commands, events back.

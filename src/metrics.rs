@@ -36,6 +36,7 @@ pub struct Metrics {
     pub encodes: Family<[(&'static str, &'static str); 1], Count>,
     pub broadcasts: Count,
     pub broadcasts_dropped: Count,
+    pub webhooks: Family<[(&'static str, &'static str); 1], Count>,
     pub frames_in: Count,
     pub frames_out: Count,
     pub bytes_in: Count,
@@ -178,6 +179,7 @@ impl Metrics {
             encodes: Family::default(), "Diffs and broadcasts encoded, by wire form";
             broadcasts: Count::default(), "Broadcasts told to the viewers of a channel on this node";
             broadcasts_dropped: Count::default(), "Broadcasts that did not reach the other nodes, or a thread of this one";
+            webhooks: Family::default(), "Events told by webhook, by address, and attempts that failed";
             frames_in: Count::default(), "Messages from clients";
             frames_out: Count::default(), "Frames put into the clients' queues";
             bytes_in: Count::default(), "Bytes from clients";

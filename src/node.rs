@@ -15,11 +15,12 @@ use crate::hub::{CheckSessions, CloseSessions, Hubs, Rules, SessionCheck};
 use crate::lifecycle::Lifecycle;
 use crate::logging::Seldom;
 use crate::metrics::Metrics;
-use crate::presence::{Ids, NodeId};
+use crate::presence::{Ids, NodeId, Snapshot};
 use crate::presence_manager::PresenceManager;
 use crate::redis_pool::{RedisError, RedisPool};
 use crate::session::{FILTER_TOPIC, REVOKED_TOPIC, SessionManager};
 use crate::settings::Settings;
+use crate::webhooks::Webhooks;
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +84,19 @@ impl Node {
         let hubs = Hubs::new(Rules::of(&config), settings.clone());
         let asides = asides(sessions.clone(), caches.clone(), hubs.clone(), hearing);
         let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, asides);
+        let rosters = Rosters::default();
+        let published = rosters.clone();
+        let roster = Box::new(move |channel: &str, show: &mut dyn FnMut(&Snapshot)| {
+            published.get(channel).inspect(|published| show(&published.snapshot));
+        });
+        let webhooks = Webhooks::start(&config.pusher, pool.clone(), roster, Arc::clone(&metrics));
         let shared = Shared {
             ids: ids.clone(),
             grace: config.grace,
             heartbeat: config.presence_ttl / 3,
-            rosters: Rosters::default(),
+            rosters,
             cluster,
+            webhooks,
             metrics: Arc::clone(&metrics),
         };
         // A channel's work is small beside that of the sockets it feeds.

@@ -186,6 +186,7 @@ fn app_state(node: &Node) -> AppState {
         hubs: node.hubs.clone(),
         admission,
         last_said: LastSaid::new(&node.caches),
+        webhooks: shared.webhooks.clone(),
         pool: node.pool.clone(),
         metrics: Arc::clone(&node.metrics),
         lifecycle: Arc::clone(&node.lifecycle),
@@ -237,6 +238,7 @@ async fn drain(node: &Node, handle: &ServerHandle) {
             "Redis did not answer in time: the others will see by the lease that this node is gone"
         );
     }
+    node.registry.shared().webhooks.flush().await;
     handle.stop(true).await;
     node.lifecycle.enter(Stage::Stopped);
     tracing::info!("stopped");

@@ -168,8 +168,17 @@ impl Services for OfNode {
 
     fn last_said(&self, channel: &str) -> LocalBoxFuture<'static, Option<Arc<Broadcast>>> {
         let (state, channel) = (self.0.clone(), channel.to_owned());
-        async move { state.last_said.get(&channel).await }.boxed_local()
+        async move {
+            let said = state.last_said.get(&channel).await;
+            if said.is_none() {
+                state.webhooks.note_cache_miss(&channel);
+            }
+            said
+        }
+        .boxed_local()
     }
 
-    fn note_client_event(&self, _channel: &str, _said: &Broadcast, _by: &str) {}
+    fn note_client_event(&self, channel: &str, said: &Broadcast, by: &str) {
+        self.0.webhooks.note_client_event(channel, said, by);
+    }
 }

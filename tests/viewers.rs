@@ -34,6 +34,7 @@ async fn an_answer_to_an_earlier_visit_is_not_taken_for_that_to_the_next() {
         heartbeat: Duration::from_secs(20),
         rosters: Rosters::default(),
         cluster: Cluster::Local(LocalCluster::new(Duration::from_secs(60))),
+        webhooks: rollcall::webhooks::Webhooks::none(),
         metrics: Arc::new(Metrics::new()),
     };
     let registry = Registry::new(Arc::new(shared), vec![arbiter.handle()]);

@@ -167,7 +167,8 @@ impl Channel {
             }
             Effect::GoLive { roster, diff } => {
                 self.count(&diff);
-                self.publish(roster);
+                let roster = self.publish(roster);
+                self.shared.webhooks.note(&self.name, &diff, &roster.snapshot);
                 for link in &self.links {
                     link.go_live(&self.name);
                 }
@@ -176,6 +177,7 @@ impl Channel {
                 self.count(&diff);
                 self.shared.metrics.diffs.inc();
                 let roster = self.publish(roster);
+                self.shared.webhooks.note(&self.name, &diff, &roster.snapshot);
                 let update = Arc::new(Update::new(Arc::clone(&self.name), roster, diff, oldest));
                 for link in &self.links {
                     link.meter.sent();

@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::dialects::Broadcast;
 use crate::metrics::Metrics;
 use crate::presence::Ids;
+use crate::webhooks::Webhooks;
 
 /// What all channels of a node share.
 pub struct Shared {
@@ -27,6 +28,7 @@ pub struct Shared {
     pub heartbeat: Duration,
     pub rosters: Rosters,
     pub cluster: Cluster,
+    pub webhooks: Webhooks,
     pub metrics: Arc<Metrics>,
 }
 

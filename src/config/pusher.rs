@@ -118,6 +118,14 @@ pub struct HookAddress {
     pub path: String,
 }
 
+impl HookAddress {
+    /// The address, whole.
+    pub fn url(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("{}://{host}:{}{}", if self.tls { "https" } else { "http" }, self.port, self.path)
+    }
+}
+
 impl fmt::Debug for HookAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}:{}/***", if self.tls { "https" } else { "http" }, self.host, self.port)

@@ -23,6 +23,7 @@ fn node(args: &[&str]) -> (web::Data<AppState>, Sockets) {
         heartbeat: Duration::from_secs(20),
         rosters: state.rosters.clone(),
         cluster: state.cluster.clone(),
+        webhooks: state.webhooks.clone(),
         metrics: Arc::clone(&state.metrics),
     };
     let registry = Registry::new(Arc::new(shared), vec![actix::Arbiter::current()]);

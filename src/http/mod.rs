@@ -45,6 +45,7 @@ use crate::rate_limit::Allowances;
 use crate::redis_pool::RedisPool;
 use crate::session::SessionManager;
 use crate::settings::Settings;
+use crate::webhooks::Webhooks;
 
 pub use guard::{Caller, Guest, Known, Manager};
 pub use last_said::LastSaid;
@@ -73,6 +74,7 @@ pub struct AppState {
     pub admission: Admission,
     /// For Pusher's channels that remember it.
     pub last_said: LastSaid,
+    pub webhooks: Webhooks,
     /// None without Redis.
     pub pool: Option<RedisPool>,
     pub metrics: Arc<Metrics>,

@@ -34,6 +34,7 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
         heartbeat: config.presence_ttl / 3,
         rosters: rosters.clone(),
         cluster: cluster.clone(),
+        webhooks: Webhooks::none(),
         metrics: Arc::clone(&metrics),
     };
     web::Data::new(AppState {
@@ -46,6 +47,7 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
         settings: None,
         hubs: crate::hub::Hubs::default(),
         last_said: LastSaid::new(&Caches::new(None, Hearing::default(), Arc::clone(&metrics))),
+        webhooks: Webhooks::none(),
         pool: None,
         admission: Admission {
             config: Arc::clone(&config),

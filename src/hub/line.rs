@@ -99,6 +99,7 @@ mod tests {
             heartbeat: Duration::from_secs(20),
             rosters: Rosters::default(),
             cluster: Cluster::Local(LocalCluster::new(Duration::from_secs(60))),
+            webhooks: crate::webhooks::Webhooks::none(),
             metrics: Arc::clone(&metrics),
         };
         let registry = Registry::new(Arc::new(shared), vec![actix::Arbiter::current()]);
