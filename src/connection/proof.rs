@@ -129,8 +129,8 @@ impl ConnectionState {
     fn check_signed(&self, name: &str, auth: &str, data: Option<&str>) -> Result<Identity, Reject> {
         let Names::Pusher(app) = &self.client.names else { return Err(Reject::UnknownEvent) };
         let socket = self.client.socket.to_string();
-        let is_signed = |data| {
-            let what = if data == None { "socket_id:channel" } else { "socket_id:channel:channel_data" };
+        let is_signed = |data: Option<&str>| {
+            let what = if data.is_none() { "socket_id:channel" } else { "socket_id:channel:channel_data" };
             match signature::may_join(app, auth, &socket, name, data) {
                 true => Ok(()),
                 false => Err(Reject::Signature(what)),

@@ -108,6 +108,9 @@ impl AppState {
     }
 }
 
+/// Adds routes.
+type Routes = fn(&mut web::ServiceConfig);
+
 /// Mounts everything but the sockets, whose routes must come before: what is found nowhere else is
 /// answered here with 404.
 pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
@@ -118,7 +121,7 @@ pub fn configure(cfg: &mut web::ServiceConfig, state: web::Data<AppState>) {
         .service(resource("/healthz", "GET, HEAD").route(get_or_head().to(ops::healthz)))
         .service(resource("/readyz", "GET, HEAD").route(get_or_head().to(ops::readyz)))
         .service(resource("/metrics", "GET, HEAD").route(get_or_head().to(ops::metrics)));
-    let scopes: [(&str, fn(&mut web::ServiceConfig)); 4] =
+    let scopes: [(&str, Routes); 4] =
         [("/v1", v1), ("/auth/v1", auth), ("/realtime/v1/api", realtime), ("/pusher", pusher_demo)];
     for (prefix, routes) in scopes {
         // Twice: what no browser sent does not pay for CORS.
