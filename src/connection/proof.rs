@@ -139,7 +139,8 @@ impl ConnectionState {
         let identity = |user, meta| Identity { user, meta, resume: None };
         match Kind::of(name) {
             Kind::Public => {}
-            Kind::Private { .. } => is_signed(None)?,
+            // Some backends sign data for these too.
+            Kind::Private { .. } => is_signed(data)?,
             Kind::Presence => {
                 is_signed(data)?;
                 let signed = match (data, &self.signed_in) {
