@@ -280,8 +280,13 @@ impl ChannelState {
         }
     }
 
-    /// Takes in what another node announced. What cannot be placed waits for a reading.
+    /// Takes in what another node announced. What cannot be placed waits for a reading, and while one is under
+    /// way, so does a leave: who frees a seat may have taken another one of which the word was missed.
     pub fn hear(&mut self, node: NodeId, batch: Arc<Batch>) -> HeardAs {
+        if self.catching_up.is_some() && self.frees_a_seat(node, &batch) {
+            self.keep_for_later(node, batch);
+            return HeardAs::Kept;
+        }
         match self.roster.hear(node, &batch) {
             Heard::Applied(changes) => {
                 self.gather(changes);
@@ -291,15 +296,25 @@ impl ChannelState {
             Heard::Old => HeardAs::Old,
             Heard::Gap => {
                 self.read();
-                if let Some(catching_up) = &mut self.catching_up {
-                    if catching_up.buffered.len() < MAX_BUFFERED {
-                        catching_up.buffered.push((node, batch));
-                    } else {
-                        catching_up.overflowed = true;
-                    }
-                }
+                self.keep_for_later(node, batch);
                 HeardAs::Gap
             }
+        }
+    }
+
+    /// Whether `batch` may take somebody away who is shown.
+    fn frees_a_seat(&self, node: NodeId, batch: &Batch) -> bool {
+        let replaces = batch.from == 0 && self.roster.peers().any(|peer| peer == node);
+        replaces || batch.ops.iter().any(|op| op.entry.is_none())
+    }
+
+    /// `batch` is heard when the reading under way has come.
+    fn keep_for_later(&mut self, node: NodeId, batch: Arc<Batch>) {
+        let Some(catching_up) = &mut self.catching_up else { return };
+        if catching_up.buffered.len() < MAX_BUFFERED {
+            catching_up.buffered.push((node, batch));
+        } else {
+            catching_up.overflowed = true;
         }
     }
 
@@ -712,6 +727,8 @@ pub enum HeardAs {
     News,
     Old,
     Gap,
+    /// It is heard after the reading under way.
+    Kept,
 }
 
 #[cfg(test)]

@@ -202,6 +202,37 @@ fn a_gap_is_read_once_and_what_came_meanwhile_is_heard_after() {
     assert_eq!(b.told(), (4, 0, 0));
 }
 
+/// The word of the move was missed, and the word that the old seat is free is heard before the reading comes.
+#[test]
+fn who_moved_while_a_node_was_deaf_is_not_shown_to_leave() {
+    let (mut a, mut b) = two();
+    let mut deaf = Bench::new();
+    let [node_a, node_b] = [&a, &b].map(|bench| bench.state.ids.node());
+    a.track_with(1, "ada", "{}", "key");
+    for word in announced(&mut a) {
+        assert_eq!(b.state.hear(node_a, Arc::clone(&word)), HeardAs::News);
+        assert_eq!(deaf.state.hear(node_a, word), HeardAs::News);
+    }
+    assert_eq!(deaf.told(), (1, 0, 0));
+    b.track_with(2, "ada", "{}", "key");
+    for word in announced(&mut b) {
+        assert_eq!(a.state.hear(node_b, word), HeardAs::News);
+    }
+    deaf.state.read_again();
+    for word in announced(&mut a) {
+        assert_eq!(deaf.state.hear(node_a, word), HeardAs::Kept);
+    }
+    assert_eq!(deaf.told(), QUIET);
+    // The reading has the new seat.
+    deaf.merge(reading_of(&b));
+    assert_eq!((deaf.told(), deaf.users()), (QUIET, vec![("ada".into(), 1)]));
+    b.state.untrack(2, b.now);
+    for word in announced(&mut b) {
+        assert_eq!(deaf.state.hear(node_b, word), HeardAs::News);
+    }
+    assert_eq!(deaf.told(), (0, 0, 1));
+}
+
 #[test]
 fn a_channel_that_could_not_be_read_shows_what_it_knows() {
     let mut bench =
