@@ -1,6 +1,14 @@
 /* The demo page: who is in a channel, as a hall of windows. All protocol is in rollcall.js. */
 
 import { Rollcall } from "./rollcall.js";
+import { recall, remember } from "./storage.js";
+import "./theme.js";
+import { events } from "./wires/events.js";
+import { phoenix } from "./wires/phoenix.js";
+import { pusher } from "./wires/pusher.js";
+import { supabase } from "./wires/supabase.js";
+
+const WIRES = { phoenix, supabase, pusher, events };
 
 const SHOWN_MEMBERS = 200;
 const SHOWN_LINES = 60;
@@ -12,14 +20,7 @@ const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-// ---- What is remembered. Storage may be switched off; the page works without.
-
-function recall(store, key) {
-  try { return JSON.parse(store.getItem(`rollcall.${key}`)); } catch { return null; }
-}
-function remember(store, key, value) {
-  try { store.setItem(`rollcall.${key}`, JSON.stringify(value)); } catch { /* private mode */ }
-}
+// ---- What is remembered
 
 const randomHex = (bytes) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
@@ -66,7 +67,9 @@ const meta = () => ({ ...profile, color: `hsl(${hue(me)} 60% 45%)` });
 
 // ---- The connection
 
-const server = new Rollcall("/socket", () => (session ? { token: session.token } : {}));
+const protocol = $("protocol");
+protocol.value = asked.get("protocol") in WIRES ? asked.get("protocol") : "phoenix";
+const server = new Rollcall(() => (session ? { token: session.token } : {}), WIRES[protocol.value]);
 let room = null;
 let topic = null;
 let isSynced = false;
@@ -164,12 +167,14 @@ function enter(name) {
   remember(localStorage, profileKey, profile); // A reload shows the same.
   room = server.join(name, { user: me, meta: meta(), observe: $("watch").checked, resume });
   room.onchange = onChange;
+  room.onwave = (payload) => note("wave", text(payload?.name) || "Somebody", "waves");
   room.onerror = (reason) => note("note", `The server says: ${reason}`);
   if (server.state.name === "offline") server.connect();
   remember(sessionStorage, "out", false);
   const url = new URL(location);
   url.searchParams.set("channel", name);
   url.searchParams.delete("token");
+  protocol.value === "phoenix" ? url.searchParams.delete("protocol") : url.searchParams.set("protocol", protocol.value);
   url.hash = "";
   history.replaceState(null, "", url);
   showControls();
@@ -202,6 +207,15 @@ $("leave").onclick = () => {
   leave();
   $("join").focus();
 };
+protocol.onchange = () => {
+  server.use(WIRES[protocol.value]);
+  note("note", `You connect through ${protocol.selectedOptions[0].text}`);
+  if (room) enter(topic);
+};
+$("wave").onclick = () => {
+  room.wave({ name: profile.name });
+  note("wave", "You", "wave");
+};
 $("watch").onchange = () => {
   remember(sessionStorage, "watch", $("watch").checked);
   if (room) $("watch").checked ? room.untrack() : room.track(meta());
@@ -217,6 +231,7 @@ function showControls() {
   $("join").textContent = !room ? ($("watch").checked ? "Watch" : "Join") : moves ? "Go there" : "Rename";
   $("join").hidden = Boolean(room) && !moves && !renames;
   $("leave").hidden = !room;
+  $("wave").hidden = !room || protocol.value === "events";
 }
 
 $("status").onsubmit = (event) => {
@@ -536,24 +551,7 @@ function askRestIn(ms) {
   restTimer = setTimeout(askRest, ms);
 }
 
-// ---- Theme and link
-
-const night = matchMedia("(prefers-color-scheme: dark)");
-let theme = recall(localStorage, "theme");
-
-function showTheme() {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-  $("theme").ariaPressed = String(theme ? theme === "dark" : night.matches);
-}
-$("theme").onclick = () => {
-  const next = $("theme").ariaPressed === "true" ? "light" : "dark";
-  theme = (next === "dark") === night.matches ? null : next; // What the system says anyway is no preference.
-  remember(localStorage, "theme", theme);
-  showTheme();
-};
-night.onchange = showTheme;
-
+// ---- Link
 $("share").onclick = async () => {
   const link = new URL(location.pathname, location);
   link.searchParams.set("channel", topic ?? $("channel").value.trim());
@@ -567,7 +565,6 @@ $("share").onclick = async () => {
 
 $("channel").value = asked.get("channel") || decodeURIComponent(location.hash.slice(1)) || "lobby";
 $("watch").checked = Boolean(recall(sessionStorage, "watch")); // A reload must not make a watcher seen.
-showTheme();
 showProfile();
 if (session && !session.user) whoAmI();
 server.connect();

@@ -1,11 +1,12 @@
 /**
  * rollcall.js: a client for Rollcall, and a description of the protocol it speaks.
  *
- *     const server = new Rollcall("/socket");
+ *     const server = new Rollcall();
  *     server.connect();
  *     const room = server.join("lobby", { user: "u-ada", meta: { name: "Ada" } });
  *     room.onchange = () => console.log([...room.roster.keys()], "are here");
  *     room.track({ name: "Ada", status: "back in five" });   // others see it at once
+ *     room.wave({ from: "Ada" });                             // told to all others, whatever they speak
  *     room.leave();
  *
  * This is Phoenix Channels, version 2.0.0. Every message, in both directions, is one JSON array:
@@ -14,8 +15,11 @@
  *
  * `ref` is a string we make up for a question; its answer is a `phx_reply` that carries the same one.
  * `join_ref` is the `ref` of the `phx_join` with which we entered the topic. It tells messages that
- * belong to this visit from late ones of an earlier visit.
+ * belong to this visit from late ones of an earlier visit. The wires beside this file carry such messages over other
+ * protocols.
  */
+
+import { phoenix } from "./wires/phoenix.js";
 
 const HEARTBEAT_MS = 30_000;
 const ANSWER_MS = 10_000;
@@ -26,41 +30,48 @@ export class Rollcall {
   onstate = () => {};
   state = { name: "offline" };
 
-  #path; #query; #socket; #timer; #beat; #attempt = 0; #lastRef = 0; #unanswered; #channels = new Map();
+  #query; #wire; #socket; #timer; #beat; #attempt = 0; #lastRef = 0; #unanswered; #channels = new Map();
 
   /** `query` is called for each connection, so that a token may be renewed between two of them. */
-  constructor(path = "/socket", query = () => ({})) {
-    this.#path = path;
+  constructor(query = () => ({}), wire = phoenix) {
     this.#query = query;
+    this.#wire = wire;
+  }
+
+  /** Goes over to another protocol, with all channels. */
+  use(wire) {
+    this.#wire = wire;
+    if (this.state.name === "offline") return;
+    this.#drop();
+    this.state = { name: "offline" };
+    this.connect();
   }
 
   /** Connects now. Also ends the waiting between two attempts. */
   connect() {
     if (["online", "connecting"].includes(this.state.name)) return;
     clearTimeout(this.#timer);
-    const url = new URL(`${this.#path}/websocket`, location.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    url.search = new URLSearchParams({ ...this.#query(), vsn: "2.0.0" });
-
-    const socket = new WebSocket(url);
     let opened = false;
+    const socket = this.#wire(this.#query(), {
+      open: () => {
+        if (socket !== this.#socket) return;
+        opened = true;
+        this.#beat = setInterval(() => this.#heartbeat(), HEARTBEAT_MS);
+        this.#become({ name: "online" });
+        for (const channel of this.#channels.values()) channel.enter();
+      },
+      message: ([joinRef, ref, topic, event, payload]) => {
+        if (socket !== this.#socket) return;
+        this.#attempt = 0; // Not in open: a server that opens and closes at once must not be hammered.
+        if (ref === this.#unanswered) this.#unanswered = null;
+        this.#channels.get(topic)?.receive(joinRef, ref, event, payload);
+      },
+      close: (code) => {
+        if (socket === this.#socket) this.#retry({ opened, code });
+      },
+    });
     this.#socket = socket;
     this.#become({ name: "connecting" });
-    socket.onopen = () => {
-      opened = true;
-      this.#beat = setInterval(() => this.#heartbeat(), HEARTBEAT_MS);
-      this.#become({ name: "online" });
-      for (const channel of this.#channels.values()) channel.enter();
-    };
-    socket.onmessage = ({ data }) => {
-      this.#attempt = 0; // Not in onopen: a server that opens and closes at once must not be hammered.
-      const [joinRef, ref, topic, event, payload] = JSON.parse(data);
-      if (ref === this.#unanswered) this.#unanswered = null;
-      this.#channels.get(topic)?.receive(joinRef, ref, event, payload);
-    };
-    socket.onclose = ({ code }) => {
-      if (socket === this.#socket) this.#retry({ opened, code });
-    };
   }
 
   /** Closes without a goodbye, so members stay for the server's grace; `Channel.leave()` is immediate. */
@@ -85,7 +96,7 @@ export class Rollcall {
   #send(joinRef, topic, event, payload) {
     const ref = String(++this.#lastRef);
     if (this.state.name === "online") {
-      this.#socket.send(JSON.stringify([event === "phx_join" ? ref : joinRef, ref, topic, event, payload]));
+      this.#socket.send([event === "phx_join" ? ref : joinRef, ref, topic, event, payload]);
     }
     return ref;
   }
@@ -128,6 +139,8 @@ class Channel {
   /** Told what each message changed: `[{ type, user, metas, before }]`, see `difference()`. */
   onchange = (_changes, _isSnapshot) => {};
   onerror = (_reason) => {};
+  /** Told what somebody else waved. */
+  onwave = (_payload) => {};
 
   #me; #send; #forget; #joinRef = null; #joined = false; #asked; #waiting = []; #timer;
 
@@ -143,6 +156,11 @@ class Channel {
   /** Goes out of sight, and goes on watching. */
   untrack() {
     this.#say({ ...this.#me, observe: true });
+  }
+
+  /** Tells all others in the channel. */
+  wave(payload) {
+    this.#send(this.#joinRef, "broadcast", { type: "broadcast", event: "wave", payload });
   }
 
   leave() {
@@ -171,6 +189,7 @@ class Channel {
       else if (this.#me !== this.#asked) this.#say(this.#me);
     }
     if (event === "phx_error") this.#timer = setTimeout(() => this.enter(), 500 + Math.random() * 1_000);
+    if (event === "broadcast" && payload.event === "wave") this.onwave(payload.payload);
     if (event === "presence_state") this.#replace(payload);
     if (event === "presence_diff") this.#waiting ? this.#waiting.push(payload) : this.#apply(payload);
   }

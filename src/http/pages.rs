@@ -18,17 +18,36 @@ struct Page {
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-const PAGES: [Page; 5] = [
-    Page { path: "/", kind: "text/html; charset=utf-8", body: include_str!("../../static/index.html") },
-    Page {
-        path: "/style.css",
-        kind: "text/css; charset=utf-8",
-        body: include_str!("../../static/style.css"),
-    },
-    Page { path: "/app.js", kind: SCRIPT, body: include_str!("../../static/app.js") },
-    Page { path: "/rollcall.js", kind: SCRIPT, body: include_str!("../../static/rollcall.js") },
-    Page { path: "/favicon.svg", kind: "image/svg+xml", body: include_str!("../../static/favicon.svg") },
-];
+/// Every file under `static`, at its own path.
+macro_rules! pages {
+    ($($path:literal => $file:literal, $kind:expr;)*) => {
+        &[$(Page { path: $path, kind: $kind, body: include_str!(concat!("../../static/", $file)) }),*]
+    };
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+
+const PAGES: &[Page] = pages! {
+    "/" => "index.html", HTML;
+    "/style.css" => "style.css", "text/css; charset=utf-8";
+    "/favicon.svg" => "favicon.svg", "image/svg+xml";
+    "/app.js" => "app.js", SCRIPT;
+    "/theme.js" => "theme.js", SCRIPT;
+    "/storage.js" => "storage.js", SCRIPT;
+    "/rollcall.js" => "rollcall.js", SCRIPT;
+    "/wires/phoenix.js" => "wires/phoenix.js", SCRIPT;
+    "/wires/supabase.js" => "wires/supabase.js", SCRIPT;
+    "/wires/pusher.js" => "wires/pusher.js", SCRIPT;
+    "/wires/events.js" => "wires/events.js", SCRIPT;
+    "/examples/" => "examples/index.html", HTML;
+    "/examples/page.js" => "examples/page.js", SCRIPT;
+    "/examples/supabase.js" => "examples/supabase.js", SCRIPT;
+    "/examples/phoenix.js" => "examples/phoenix.js", SCRIPT;
+    "/examples/pusher.js" => "examples/pusher.js", SCRIPT;
+    "/examples/echo.js" => "examples/echo.js", SCRIPT;
+    "/examples/rest.js" => "examples/rest.js", SCRIPT;
+    "/examples/curl.sh" => "examples/curl.sh", "text/plain; charset=utf-8";
+};
 
 /// Only what the server itself serves runs, and no other site frames it.
 const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; \
@@ -37,7 +56,7 @@ const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src '
 /// A route for each page.
 pub fn routes(cfg: &mut web::ServiceConfig) {
     let openapi = Page { path: "/openapi.json", kind: "application/json", body: openapi::document() };
-    for page in PAGES.into_iter().chain([openapi]) {
+    for page in PAGES.iter().copied().chain([openapi]) {
         let tag = etag(page.body);
         let serve = move |request: HttpRequest| std::future::ready(serve(&request, page, &tag));
         cfg.service(

@@ -91,7 +91,7 @@ async function crowd(channel, people) {
   await page.evaluate(async ({ channel, people }) => {
     const { Rollcall } = await import("/rollcall.js")
     const arrivals = people.map(([name, status, availability]) => new Promise((arrived) => {
-      const own = new Rollcall("/socket")
+      const own = new Rollcall()
       const room = own.join(channel, { user: name, meta: { name, status, availability } })
       room.onchange = () => room.roster.has(name) && arrived()
       own.connect()
@@ -362,6 +362,77 @@ describe("for everyone", () => {
     assert.notEqual(dark, light)
     await page.reload()
     assert.equal(await ground(), dark)
+  })
+})
+
+describe("protocols", () => {
+  const SPOKEN = { phoenix: "u-ada", supabase: "u-grace", pusher: "u-alan" }
+
+  test("tabs that speak different protocols see each other, and a wave reaches all", async () => {
+    const pages = {}
+    for (const [protocol, user] of Object.entries(SPOKEN)) {
+      pages[protocol] = await open(await someone(), { name: user, channel: "babel", user, protocol })
+      await member(pages[protocol], user).waitFor()
+    }
+    const watcher = await open(await someone(), { name: "Eve", channel: "babel", user: "u-eve", protocol: "events" })
+    for (const page of [...Object.values(pages), watcher]) await sees(page, Object.values(SPOKEN))
+    for (const [protocol, page] of Object.entries(pages)) {
+      await at(page, "wave").click()
+      await count(feed(page, "wave").filter({ hasText: "You wave" }), 1, `${protocol} waves`)
+      for (const other of Object.values(pages).filter((one) => one !== page)) {
+        await count(feed(other, "wave").filter({ hasText: `${SPOKEN[protocol]} waves` }), 1, `${protocol}'s wave is seen`)
+      }
+    }
+    await at(pages.pusher, "leave").click()
+    for (const page of [pages.phoenix, pages.supabase, watcher]) await sees(page, ["u-ada", "u-grace"])
+    assert.equal(await at(watcher, "wave").isVisible(), false, "who can only watch is not offered to wave")
+    noErrors(...Object.values(pages), watcher)
+  })
+
+  test("a status shows to the others, whatever either speaks", async () => {
+    const watcher = await open(await someone(), { name: "Eve", channel: "moods", user: "u-eve", protocol: "phoenix" })
+    for (const [protocol, user] of Object.entries(SPOKEN)) {
+      const page = await open(await someone(), { name: user, channel: "moods", user, protocol })
+      await member(page, user).waitFor()
+      await at(page, "status-input").fill(`speaks ${protocol}`)
+      await at(page, "status-set").click()
+      await hasText(member(watcher, user), `speaks ${protocol}`)
+      noErrors(page)
+    }
+  })
+
+  test("another protocol is taken up without a reload, and kept by one", async () => {
+    const grace = await enter(await someone(), "Grace", "switch", "u-grace")
+    const ada = await enter(await someone(), "Ada", "switch", "u-ada")
+    for (const protocol of ["supabase", "pusher", "phoenix", "supabase"]) {
+      await at(ada, "protocol").selectOption(protocol)
+      await isState(ada, "online")
+      await sees(ada, ["u-ada", "u-grace"])
+      await at(ada, "wave").click()
+    }
+    await count(feed(grace, "wave"), 4, "each protocol carries a wave")
+    await ada.reload()
+    await sees(ada, ["u-ada", "u-grace"])
+    assert.equal(await at(ada, "protocol").inputValue(), "supabase")
+    noErrors(ada, grace)
+  })
+})
+
+describe("the page of the examples", () => {
+  test("shows each file as it is served, and fits a phone", async () => {
+    const context = await someone({ viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, hasTouch: true, isMobile: true })
+    const page = await open(context)
+    await page.getByRole("link", { name: "Ten lines" }).click()
+    const boxes = page.locator("[data-file]")
+    await until(async () => (await boxes.count()) === 6, "six examples", WAIT)
+    for (const box of await boxes.all()) {
+      const file = await box.getAttribute("data-file")
+      const served = await (await fetch(`${server.url}/examples/${file}`)).text()
+      await until(async () => (await box.textContent()) === served.trimEnd(), `${file} is shown`, WAIT)
+    }
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth))
+    await page.screenshot({ path: `${artifacts}examples-phone.png`, fullPage: true })
+    noErrors(page)
   })
 })
 
