@@ -16,7 +16,7 @@ fn admission(args: &[&str]) -> Admission {
         quotas: Quotas::of(&config.limits),
         config,
         sessions: SessionManager::new(None, std::time::Duration::from_secs(3600)),
-        jwt: JwtVerifier::new(None),
+        jwt: JwtVerifier::new(None, &[]),
         limiter: RateLimiter::new(None),
         metrics: Arc::new(Metrics::new()),
     }

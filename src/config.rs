@@ -6,6 +6,7 @@
 //! [`Secret`], which prints as `***`.
 
 mod database_address;
+mod jwks;
 mod pusher;
 mod redis_address;
 
@@ -20,6 +21,7 @@ use clap::{CommandFactory as _, Parser, ValueEnum};
 use ipnet::IpNet;
 
 pub use database_address::DatabaseAddress;
+pub use jwks::IssuerKey;
 pub use pusher::{HookAddress, Pusher, PusherApp, PusherArgs};
 pub(crate) use redis_address::tcp_settings;
 pub use redis_address::{AddressError, RedisAddress, RedisServers, SentinelGroup};
@@ -188,9 +190,13 @@ pub struct Args {
     #[arg(long, env = "ROLLCALL_AUTH", value_enum, ignore_case = true)]
     pub auth: Option<AuthMode>,
 
-    /// Secret that verifies HS256 tokens. None: JWTs are refused
+    /// Secret that verifies HS256 tokens. None, and no ROLLCALL_JWKS_FILE: JWTs are refused
     #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: Option<String>,
+
+    /// File with the public keys (a JWK set) that verify RS256, ES256 and EdDSA tokens. Read at the start
+    #[arg(long, env = "ROLLCALL_JWKS_FILE")]
+    pub jwks_file: Option<PathBuf>,
 
     /// Bearer key of trusted backends for management calls. None: they are refused
     #[arg(long, env = "SERVICE_KEY", hide_env_values = true)]
@@ -356,6 +362,8 @@ pub struct Config {
     pub grace: Duration,
     pub auth: AuthMode,
     pub jwt_secret: Option<Secret>,
+    /// Public keys that verify tokens.
+    pub jwt_keys: Vec<IssuerKey>,
     pub service_key: Option<Secret>,
     /// Calls per 60 s by address; 0 is no limit.
     pub rate_ip: u32,
@@ -442,6 +450,7 @@ impl Args {
             grace: Duration::from_secs(self.grace_seconds),
             auth,
             jwt_secret: secret(self.jwt_secret),
+            jwt_keys: check_jwks(self.jwks_file.as_deref())?,
             service_key: secret(self.service_key),
             rate_ip: self.rate_ip,
             rate_user: self.rate_user,
@@ -628,6 +637,11 @@ fn check_database(url: Option<&str>, signup: Switch) -> Result<Option<DatabaseAd
     url.parse().map(Some).map_err(|problem: String| bad("DATABASE_URL", problem))
 }
 
+fn check_jwks(path: Option<&Path>) -> Result<Vec<IssuerKey>, ConfigError> {
+    let path = path.filter(|path| !path.as_os_str().is_empty());
+    path.map_or(Ok(Vec::new()), jwks::read).map_err(|problem| bad("ROLLCALL_JWKS_FILE", problem))
+}
+
 fn secret(value: Option<String>) -> Option<Secret> {
     value.filter(|v| !v.is_empty()).map(Secret)
 }
@@ -677,6 +691,7 @@ mod tests {
             (&["--redis-url", "redis+sentinel://x:26379"], "REDIS_URL"),
             (&["--redis-url", "rediss://x", "--redis-ca", "/no/such/file"], "ROLLCALL_REDIS_CA"),
             (&["--redis-ca", "/no/such/file"], "ROLLCALL_REDIS_CA"),
+            (&["--jwks-file", "/no/such/file"], "ROLLCALL_JWKS_FILE"),
             (&["--presence-ttl-seconds", "2"], "ROLLCALL_PRESENCE_TTL_SECONDS"),
             (&["--node-ttl-seconds", "61"], "ROLLCALL_NODE_TTL_SECONDS"),
             (&["--database-url", "mysql://x"], "DATABASE_URL"),

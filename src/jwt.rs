@@ -1,8 +1,9 @@
-//! JSON Web Tokens signed with a shared secret (HS256): who they name and whether to believe them.
+//! JSON Web Tokens: who they name and whether to believe them. Signed with a shared secret (HS256), or with an
+//! issuer's private key of which the public half is known (RS256, ES256, EdDSA).
 //!
-//! Only HS256 is accepted, whatever a token's header says. `exp` and `nbf` are checked where they
-//! are there, `aud` is not looked at. A token must name its subject, except one with the role
-//! `anon`: a Supabase project key, which opens the door and is nobody.
+//! A token's header chooses among the keys and nothing else: each key stands for one algorithm. `exp` and
+//! `nbf` are checked where they are there, `aud` is not looked at. A token must name its subject, except one
+//! with the role `anon`: a Supabase project key, which opens the door and is nobody.
 //!
 //! All of it is arithmetic in this process: it works the same **when Redis is away**. What was verified lately is
 //! kept in L1, and nowhere else: asking Redis would take longer than verifying, and whoever can write there could
@@ -12,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, TokenData, Validation, decode_header};
 use serde::Deserialize;
 
 use crate::cache::{Found, Keeps, Loaded, Near};
-use crate::config::Secret;
+use crate::config::{IssuerKey, Secret};
 use crate::metrics::Metrics;
 
 /// How far ahead the clock of who signed may be. `exp` gets no such grace: a socket is closed at
@@ -33,12 +34,14 @@ const ANON_ROLE: &str = "anon";
 /// Why a token is not believed. None of these holds any of it.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum JwtError {
-    #[error("this server has no secret to verify tokens with")]
+    #[error("this server has no key to verify tokens with")]
     NotConfigured,
     #[error("not a JSON Web Token, or a claim is not of the type it should be")]
     Malformed,
-    #[error("tokens must be signed with HS256")]
+    #[error("the token is signed in a way that this server does not accept")]
     WrongAlgorithm,
+    #[error("the token is signed with a key that this server does not know")]
+    UnknownKey,
     #[error("the signature is not valid")]
     BadSignature,
     #[error("the token has expired")]
@@ -75,33 +78,30 @@ struct Written {
     is_anonymous: Option<bool>,
 }
 
-/// Verifies tokens with one secret.
+/// Verifies tokens.
 #[derive(Clone)]
 pub struct JwtVerifier {
-    key: Option<DecodingKey>,
-    signature_only: Validation,
+    keys: Arc<[IssuerKey]>,
     verified: Near<Arc<Claims>, JwtError>,
 }
 
 impl JwtVerifier {
-    /// A verifier for `secret`; without one (or with an empty one) every token is refused.
-    pub fn new(secret: Option<&Secret>) -> Self {
-        Self::counted(secret, &Metrics::default())
+    /// A verifier for `secret` and the issuers' `keys`; without any (or with an empty secret) every token is
+    /// refused.
+    pub fn new(secret: Option<&Secret>, keys: &[IssuerKey]) -> Self {
+        Self::counted(secret, keys, &Metrics::default())
     }
 
     /// The same, which counts in `metrics`.
-    pub fn counted(secret: Option<&Secret>, metrics: &Metrics) -> Self {
+    pub fn counted(secret: Option<&Secret>, keys: &[IssuerKey], metrics: &Metrics) -> Self {
         let secret = secret.map(Secret::expose).filter(|secret| !secret.is_empty());
-        let mut signature_only = Validation::new(Algorithm::HS256);
-        // Dates are checked below, against the caller's clock.
-        signature_only.required_spec_claims.clear();
-        signature_only.validate_exp = false;
-        signature_only.validate_nbf = false;
-        signature_only.validate_aud = false;
-        let key = secret.map(|secret| DecodingKey::from_secret(secret.as_bytes()));
+        let shared = secret.map(|secret| IssuerKey {
+            id: None,
+            algorithm: Algorithm::HS256,
+            key: DecodingKey::from_secret(secret.as_bytes()),
+        });
         Self {
-            key,
-            signature_only,
+            keys: shared.into_iter().chain(keys.iter().cloned()).collect(),
             verified: Near::new(KEPT, Keeps::Own { longest: KEPT_FOR }, metrics.cache("jwt").l1),
         }
     }
@@ -130,11 +130,14 @@ impl JwtVerifier {
     /// # Errors
     /// See [`JwtError`]; the signature comes before anything it protects.
     pub fn verify(&self, token: &str, now: u64) -> Result<Claims, JwtError> {
-        let key = self.key.as_ref().ok_or(JwtError::NotConfigured)?;
+        if self.keys.is_empty() {
+            return Err(JwtError::NotConfigured);
+        }
         if token.len() > MAX_TOKEN_BYTES {
             return Err(JwtError::Malformed);
         }
-        let decoded = jsonwebtoken::decode::<Written>(token, key, &self.signature_only).map_err(reason)?;
+        let header = decode_header(token).map_err(reason)?;
+        let decoded = self.checked(token, header.alg, header.kid.as_deref())?;
         if decoded.header.crit.is_some() {
             // It demands an understanding that we do not have (RFC 7515, 4.1.11).
             return Err(JwtError::Malformed);
@@ -142,6 +145,39 @@ impl JwtVerifier {
         check_dates(&decoded.claims, now as f64)?;
         into_claims(decoded.claims)
     }
+
+    /// `token`, signed with one of the keys for `algorithm` that the name, if there is one, does not exclude.
+    fn checked(
+        &self,
+        token: &str,
+        algorithm: Algorithm,
+        id: Option<&str>,
+    ) -> Result<TokenData<Written>, JwtError> {
+        let mut result = Err(JwtError::WrongAlgorithm);
+        for known in self.keys.iter().filter(|known| known.algorithm == algorithm) {
+            if known.id.as_deref().zip(id).is_some_and(|(known, id)| known != id) {
+                if matches!(result, Err(JwtError::WrongAlgorithm)) {
+                    result = Err(JwtError::UnknownKey);
+                }
+                continue;
+            }
+            match jsonwebtoken::decode(token, &known.key, &signature_only(algorithm)).map_err(reason) {
+                Err(JwtError::BadSignature) => result = Err(JwtError::BadSignature),
+                settled => return settled,
+            }
+        }
+        result
+    }
+}
+
+/// Dates are checked against the caller's clock, not by the library.
+fn signature_only(algorithm: Algorithm) -> Validation {
+    let mut signature_only = Validation::new(algorithm);
+    signature_only.required_spec_claims.clear();
+    signature_only.validate_exp = false;
+    signature_only.validate_nbf = false;
+    signature_only.validate_aud = false;
+    signature_only
 }
 
 /// Whether `token` has the outer form of a JWT, and so is not an opaque session: three parts with
@@ -212,7 +248,7 @@ mod tests {
     }
 
     fn verify(token: &str) -> Result<Claims, JwtError> {
-        JwtVerifier::new(Some(&Secret::new(SECRET))).verify(token, NOW)
+        JwtVerifier::new(Some(&Secret::new(SECRET)), &[]).verify(token, NOW)
     }
 
     #[test]
@@ -230,7 +266,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_verified_is_looked_up_until_it_ends() {
         let metrics = Metrics::default();
-        let verifier = JwtVerifier::counted(Some(&Secret::new(SECRET)), &metrics);
+        let verifier = JwtVerifier::counted(Some(&Secret::new(SECRET)), &[], &metrics);
         let token = signed(&json!({"sub": "u1", "exp": NOW + 60}));
         for now in [NOW, NOW + 59] {
             assert_eq!(verifier.verified(&token, now).await.unwrap().sub.as_deref(), Some("u1"));
@@ -295,6 +331,30 @@ mod tests {
     }
 
     #[test]
+    fn a_token_chooses_a_key_and_a_key_stands_for_one_algorithm() {
+        // The example key of RFC 7517, A.1. Signatures of such keys are made by the tests from the outside.
+        let jwk = json!({"kty": "EC", "crv": "P-256", "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+            "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"});
+        let key = DecodingKey::from_jwk(&serde_json::from_value(jwk).unwrap()).unwrap();
+        let known = IssuerKey { id: Some("a".into()), algorithm: Algorithm::ES256, key };
+        let verifier = JwtVerifier::new(None, &[known]);
+        let token = |header: &Value| {
+            let [header, claims] = [header.to_string(), json!({"sub": "u"}).to_string()];
+            let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+            format!("{header}.{claims}.{}", URL_SAFE_NO_PAD.encode([7; 64]))
+        };
+        for (header, expected) in [
+            (json!({"alg": "ES256", "kid": "a"}), JwtError::BadSignature),
+            (json!({"alg": "ES256"}), JwtError::BadSignature),
+            (json!({"alg": "ES256", "kid": "b"}), JwtError::UnknownKey),
+            (json!({"alg": "HS256", "kid": "a"}), JwtError::WrongAlgorithm),
+            (json!({"alg": "EdDSA", "kid": "a"}), JwtError::WrongAlgorithm),
+        ] {
+            assert_eq!(verifier.verify(&token(&header), NOW), Err(expected), "{header}");
+        }
+    }
+
+    #[test]
     fn a_false_signature_is_refused() {
         let token = signed_with(&Header::default(), &json!({"sub": "u"}), "another secret, just as long");
         assert_eq!(verify(&token), Err(JwtError::BadSignature));
@@ -314,7 +374,7 @@ mod tests {
     fn no_secret_believes_nothing() {
         let token = signed_with(&Header::default(), &json!({"sub": "u"}), "");
         for secret in [None, Some(&Secret::new(""))] {
-            assert_eq!(JwtVerifier::new(secret).verify(&token, NOW), Err(JwtError::NotConfigured));
+            assert_eq!(JwtVerifier::new(secret, &[]).verify(&token, NOW), Err(JwtError::NotConfigured));
         }
     }
 

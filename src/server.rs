@@ -169,7 +169,7 @@ fn app_state(node: &Node) -> AppState {
     let admission = Admission {
         config: Arc::clone(&node.config),
         sessions: node.sessions.clone(),
-        jwt: JwtVerifier::counted(node.config.jwt_secret.as_ref(), &node.metrics),
+        jwt: JwtVerifier::counted(node.config.jwt_secret.as_ref(), &node.config.jwt_keys, &node.metrics),
         limiter: RateLimiter::new(node.pool.clone()),
         quotas: Quotas::of(&node.config.limits),
         metrics: Arc::clone(&node.metrics),

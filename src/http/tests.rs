@@ -52,7 +52,7 @@ pub(super) fn state(args: &[&str]) -> web::Data<AppState> {
         admission: Admission {
             config: Arc::clone(&config),
             sessions,
-            jwt: JwtVerifier::new(None),
+            jwt: JwtVerifier::new(None, &[]),
             limiter: RateLimiter::new(None),
             quotas: Quotas::of(&config.limits),
             metrics: Arc::clone(&metrics),

@@ -1,7 +1,10 @@
 // The HTTP interface, and what is decided before an upgrade: who may connect, from where, how often.
 
 import assert from "node:assert/strict"
-import { createHmac } from "node:crypto"
+import { createHmac, generateKeyPairSync, sign } from "node:crypto"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import path from "node:path"
 import { after, afterEach, before, describe, test } from "node:test"
 import { closeAll, connectRaw, counted, fresh, joinAs, refused, same, until } from "./client.mjs"
 import { startRedis } from "./redis.mjs"
@@ -281,6 +284,42 @@ describe("sessions and tokens", () => {
       assert.ok(answer.status >= 400 && answer.status < 500, answer.text)
     } finally {
       await strict.stop()
+    }
+  })
+
+  test("tokens signed with an issuer's private key are believed, and those of nobody else", async () => {
+    const kinds = { ES256: ["ec", { namedCurve: "P-256" }], RS256: ["rsa", { modulusLength: 2048 }], EdDSA: ["ed25519", {}] }
+    const pair = (alg) => ({ alg, ...generateKeyPairSync(...kinds[alg]) })
+    const known = Object.keys(kinds).map(pair)
+    const shown = known.map(({ alg, publicKey }) => ({ ...publicKey.export({ format: "jwk" }), kid: `key ${alg}`, use: "sig", alg }))
+    const token = ({ alg, privateKey }, header = {}) => {
+      const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url")
+      const head = `${part({ alg, kid: `key ${alg}`, ...header })}.${part({ sub: `u-${alg}`, exp: inSeconds(60) })}`
+      const signed = sign(alg === "EdDSA" ? null : "sha256", Buffer.from(head), { key: privateKey, dsaEncoding: "ieee-p1363" })
+      return `${head}.${signed.toString("base64url")}`
+    }
+    const folder = mkdtempSync(path.join(tmpdir(), "rollcall-keys-"))
+    const file = path.join(folder, "jwks.json")
+    writeFileSync(file, JSON.stringify({ keys: [...shown, { kty: "oct", k: "c2VjcmV0" }] }))
+    const node = await startNode({ ...env(), ROLLCALL_JWKS_FILE: file })
+    try {
+      const who = (token) => node.get("/auth/v1/user", bearer(token))
+      for (const key of known) {
+        for (const header of [{}, { kid: undefined }]) assert.equal((await who(token(key, header))).json.id, `u-${key.alg}`)
+        const raw = await connectRaw(node, { query: { vsn: "2.0.0", token: token(key) } })
+        await raw.heartbeat()
+        problem(await who(token(key, { kid: "key of somebody" })), 401)
+        problem(await who(token(pair(key.alg))), 401)
+        problem(await who(token(key).slice(0, -8) + "AAAAAAAA"), 401)
+        // The public key is no secret: whoever signs with it as if it were one is nobody.
+        for (const secret of [key.publicKey.export({ format: "pem", type: "spki" }), JSON.stringify(shown), "secret"]) {
+          problem(await who(jwt({ sub: "root" }, { secret })), 401)
+        }
+      }
+      assert.equal((await who(jwt({ sub: "ada" }))).json.id, "ada", "the shared secret goes on")
+    } finally {
+      await node.stop()
+      rmSync(folder, { recursive: true })
     }
   })
 
