@@ -15,12 +15,12 @@ use crate::hub::{CheckSessions, CloseSessions, Hubs, Rules, SessionCheck};
 use crate::lifecycle::Lifecycle;
 use crate::logging::Seldom;
 use crate::metrics::Metrics;
-use crate::presence::{Ids, NodeId, Snapshot};
+use crate::presence::{Ids, NodeId};
 use crate::presence_manager::PresenceManager;
 use crate::redis_pool::{RedisError, RedisPool};
 use crate::session::{FILTER_TOPIC, REVOKED_TOPIC, SessionManager};
 use crate::settings::Settings;
-use crate::webhooks::Webhooks;
+use crate::webhooks::{Known, Webhooks};
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +86,15 @@ impl Node {
         let cluster = cluster(&config, ids.clone(), pool.clone(), &metrics, asides);
         let rosters = Rosters::default();
         let published = rosters.clone();
-        let roster = Box::new(move |channel: &str, show: &mut dyn FnMut(&Snapshot)| {
-            published.get(channel).inspect(|published| show(&published.snapshot));
-        });
-        let webhooks = Webhooks::start(&config.pusher, pool.clone(), roster, Arc::clone(&metrics));
+        let all = rosters.clone();
+        let known = Known {
+            node: ids.node(),
+            roster: Box::new(move |channel, show| {
+                published.get(channel).inspect(|published| show(&published.snapshot));
+            }),
+            channels: Box::new(move || all.all().map(|(name, _)| name).collect()),
+        };
+        let webhooks = Webhooks::start(&config.pusher, pool.clone(), known, Arc::clone(&metrics));
         let shared = Shared {
             ids: ids.clone(),
             grace: config.grace,

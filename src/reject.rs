@@ -48,6 +48,8 @@ pub enum Reject {
     ChannelFull(usize),
     #[error("channel needs a session")]
     SessionNeeded,
+    #[error("a name needs a session or token that proves it, since others here are proven")]
+    NameUnproven,
     #[error("settings are not known yet; try again")]
     SettingsUnknown,
     #[error("Unauthorized: You do not have permissions to read from this Channel topic: {0}")]
@@ -142,6 +144,7 @@ impl Reject {
             Self::TooManyOnNode,
             Self::ChannelFull(100),
             Self::SessionNeeded,
+            Self::NameUnproven,
             Self::SettingsUnknown,
             Self::Unauthorized("lobby".into()),
             Self::TokenInvalid,
@@ -170,6 +173,7 @@ impl Reject {
             | Self::TokensUnknown
             | Self::PostgresChanges => dialect == Dialect::Supabase,
             Self::OtherUser => dialect != Dialect::Phoenix,
+            Self::NameUnproven => dialect != Dialect::Pusher,
             Self::Signature(_)
             | Self::SignInNeeded
             | Self::WatchlistTooLong(_)

@@ -38,6 +38,7 @@ async fn phoenix(
         names: Names::Phoenix,
         params: params(&request, &state)?,
         strict: state.config.auth == AuthMode::Session,
+        proven_names: needs_proof(&state),
         counts: false,
         activity_timeout: None,
     };
@@ -56,6 +57,7 @@ async fn supabase(
         names: Names::Supabase,
         params,
         strict: state.config.auth == AuthMode::Session,
+        proven_names: needs_proof(&state),
         counts: false,
         activity_timeout: None,
     };
@@ -84,10 +86,17 @@ async fn pusher(
         names: Names::Pusher(app),
         params: ConnectParams::none(),
         strict: true,
+        proven_names: true,
         counts: state.config.pusher.subscription_count,
         activity_timeout: Some(state.config.pusher.activity_timeout),
     };
     open(&request, payload, opening, connection::Admission { user: None, tie: None, place })
+}
+
+/// Whether a name must be proven: where names can be, and stand beside those that applications have signed.
+fn needs_proof(state: &AppState) -> bool {
+    let config = &state.config;
+    config.auth == AuthMode::Session && config.pusher.apps.iter().any(|app| app.bridged)
 }
 
 /// The application that a Pusher client asks for, if it speaks a protocol that is known.

@@ -683,7 +683,9 @@ impl ChannelState {
         self.put(seat, Entry { r#ref, meta, waiting: None, ..Entry::clone(held) }, now);
     }
 
-    fn put(&mut self, seat: u64, entry: Entry, now: Option<Instant>) {
+    fn put(&mut self, seat: u64, mut entry: Entry, now: Option<Instant>) {
+        let first = self.roster.first_meta(&entry.user);
+        entry.first = first.filter(|first| **first != entry.meta).map(Arc::clone);
         let entry = Arc::new(entry);
         let (from, to) = (self.roster.own().version, self.ids.number());
         let change = self.roster.put(seat, Arc::clone(&entry), to);

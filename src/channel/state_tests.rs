@@ -412,6 +412,34 @@ fn coming_back_on_another_node_shows_nobody_anything() {
     assert_eq!((a.told(), b.told()), ((0, 0, 1), (0, 0, 1)));
 }
 
+/// What Pusher's clients are shown of a user.
+fn first_meta(bench: &Bench) -> String {
+    bench.state.snapshot(0).members[0].first_meta.to_string()
+}
+
+#[test]
+fn what_a_user_came_with_is_the_same_on_all_nodes_until_the_user_is_gone() {
+    let (mut a, mut b) = two();
+    a.track(1, "ada", r#"{"v":1}"#);
+    a.track(1, "ada", r#"{"v":2}"#);
+    exchange(&mut a, &mut b);
+    // A second connection on the other node, and a node that hears of the user only then.
+    b.track(2, "ada", r#"{"v":3}"#);
+    exchange(&mut a, &mut b);
+    a.state.untrack(1, a.now);
+    exchange(&mut a, &mut b);
+    let mut late = Bench::new();
+    late.state.read();
+    late.merge(reading_of(&b));
+    for bench in [&a, &b, &late] {
+        assert_eq!(first_meta(bench), r#"{"v":1}"#);
+    }
+    b.state.untrack(2, b.now);
+    b.track(3, "ada", r#"{"v":4}"#);
+    exchange(&mut a, &mut b);
+    assert_eq!((first_meta(&a), first_meta(&b)), (r#"{"v":4}"#.into(), r#"{"v":4}"#.into()));
+}
+
 #[test]
 fn only_a_seat_that_waits_is_taken_without_a_key_and_none_that_has_one() {
     let (mut a, mut b) = two();

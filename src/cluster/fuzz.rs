@@ -68,7 +68,9 @@ fn whatever_a_node_can_say() {
                     Box::new(Origin { seat: seat(first), turn, over: seat(over) })
                 });
                 let (user, meta) = (Arc::clone(&user), meta.into());
-                Arc::new(Entry { waiting, resume, origin, ..Entry::new(user, ids.r#ref(), meta, since) })
+                let first = waiting.is_some().then(|| r#"{"n":1}"#.into());
+                let entry = Entry::new(user, ids.r#ref(), meta, since);
+                Arc::new(Entry { first, waiting, resume, origin, ..entry })
             });
             Op { seat, user, entry }
         });

@@ -178,7 +178,7 @@ async fn clean_up(bus: &Bus, node: NodeId, lock: &mut DistributedLock) -> Result
             for (user, field) in removed {
                 index.zrem(bus.keys.places(channel), keys::place(&field, &user)).ignore();
                 index.hdel(keys::connections(&user), field).ignore();
-                super::note_last_seen(&mut index, &user, bus.last_seen_ttl);
+                super::note_last_seen(&mut index, channel, &user, bus.last_seen_ttl);
             }
         }
         if !index.is_empty() {

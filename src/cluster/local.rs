@@ -10,6 +10,7 @@ use moka::sync::Cache;
 use super::places::{Grid, Location};
 use super::statistics::{self, Kept, Statistics, Tally};
 use super::{Act, UserStatus, activity, wall_clock};
+use crate::dialects::has_users;
 use crate::presence::Batch;
 
 /// Users whose last-seen time is kept; over it, those looked at least go first.
@@ -54,6 +55,9 @@ impl LocalCluster {
                 }
             }
             drop(places);
+            if !has_users(channel) {
+                continue;
+            }
             match &op.entry {
                 Some(entry) if entry.waiting.is_none() => {
                     self.first_seen.get_with_by_ref(&op.user, || entry.since);

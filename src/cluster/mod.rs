@@ -42,7 +42,7 @@ use actix::{ArbiterHandle, Message, Recipient};
 use tokio::sync::Semaphore;
 
 use crate::cache::Hearing;
-use crate::dialects::Broadcast;
+use crate::dialects::{Broadcast, has_users};
 use crate::metrics::Metrics;
 use crate::presence::{Batch, Ids, NodeId, Reading, Snapshot, Stated};
 use crate::redis_pool::RedisPool;
@@ -432,14 +432,21 @@ impl Cluster {
     }
 }
 
-/// Adds to `pipeline` that `user` was last seen now. When it was first seen is kept for as long.
-fn note_last_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
+/// Adds to `pipeline` that `user` was last seen now, if `channel` has users. When it was first seen is kept for as
+/// long.
+fn note_last_seen(pipeline: &mut redis::Pipeline, channel: &str, user: &str, ttl: Duration) {
+    if !has_users(channel) {
+        return;
+    }
     pipeline.cmd("SET").arg(keys::last_seen(user)).arg(wall_clock()).arg("EX").arg(ttl.as_secs()).ignore();
     pipeline.cmd("EXPIRE").arg(keys::first_seen(user)).arg(ttl.as_secs()).ignore();
 }
 
-/// Adds to `pipeline` that `user` is seen now, if it never was before.
-fn note_first_seen(pipeline: &mut redis::Pipeline, user: &str, ttl: Duration) {
+/// Adds to `pipeline` that `user` is seen now, if it never was before and `channel` has users.
+fn note_first_seen(pipeline: &mut redis::Pipeline, channel: &str, user: &str, ttl: Duration) {
+    if !has_users(channel) {
+        return;
+    }
     let mut set = redis::cmd("SET");
     set.arg(keys::first_seen(user)).arg(wall_clock()).arg("EX").arg(ttl.as_secs()).arg("NX");
     pipeline.add_command(set).ignore();

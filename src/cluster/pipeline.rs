@@ -221,7 +221,7 @@ impl Encoded {
             self.pipeline.cmd("EXPIRE").arg(&key).arg(bus.presence_ttl.as_secs()).ignore();
         } else {
             self.pipeline.cmd("HDEL").arg(&key).arg(field).ignore();
-            super::note_last_seen(&mut self.pipeline, &op.user, bus.last_seen_ttl);
+            super::note_last_seen(&mut self.pipeline, channel, &op.user, bus.last_seen_ttl);
         }
     }
 

@@ -122,7 +122,7 @@ pub async fn flush(bus: &Bus) {
             }
             pipeline.ignore();
             for user in &tally.users {
-                super::note_first_seen(&mut pipeline, user, bus.last_seen_ttl);
+                super::note_first_seen(&mut pipeline, channel, user, bus.last_seen_ttl);
             }
         }
         if bus.pool.pipeline::<()>(&pipeline).await.is_err() {

@@ -45,6 +45,8 @@ struct SeatChange<'a> {
     reference: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     meta: Option<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    first: Option<&'a RawValue>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,6 +66,8 @@ struct HashValue<'a> {
     meta: &'a RawValue,
     since: u64,
     /// This and the rest are absent where there is nothing to say.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    first: Option<&'a RawValue>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     waiting: Option<u64>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -234,6 +238,7 @@ pub fn value(node: NodeId, entry: &Entry) -> Result<String, Foreign> {
         node,
         reference: entry.r#ref.as_str().into(),
         meta: serde_json::from_str(&entry.meta)?,
+        first: raw(entry.first.as_deref())?,
         since: entry.since,
         waiting: entry.waiting,
         resume: entry.resume.map(|key| key.encode().into()),
@@ -248,8 +253,10 @@ pub fn value(node: NodeId, entry: &Entry) -> Result<String, Foreign> {
 pub fn parse_value(user: &Arc<str>, field: &str, text: &str) -> Result<(NodeId, u64, Entry), Foreign> {
     let (node, seat) =
         keys::parse_field(field).ok_or_else(|| Foreign("a field of another form".to_owned()))?;
-    let HashValue { reference, meta, since, waiting, resume, origin, .. } = serde_json::from_str(text)?;
+    let HashValue { reference, meta, first, since, waiting, resume, origin, .. } =
+        serde_json::from_str(text)?;
     let mut entry = entry(Arc::clone(user), &reference, meta, since)?;
+    entry.first = first.map(object).transpose()?;
     return_to(&mut entry, waiting, resume, origin)?;
     Ok((node, seat, entry))
 }
@@ -260,6 +267,7 @@ fn seat_change(op: &Op) -> Result<SeatChange<'_>, Foreign> {
         user: Cow::Borrowed(&*op.user),
         reference: None,
         meta: None,
+        first: None,
         since: None,
         waiting: None,
         resume: None,
@@ -268,6 +276,7 @@ fn seat_change(op: &Op) -> Result<SeatChange<'_>, Foreign> {
     if let Some(entry) = &op.entry {
         change.reference = Some(entry.r#ref.as_str().into());
         change.meta = Some(serde_json::from_str(&entry.meta)?);
+        change.first = raw(entry.first.as_deref())?;
         change.since = Some(entry.since);
         change.waiting = entry.waiting;
         change.resume = entry.resume.map(|key| key.encode().into());
@@ -281,6 +290,7 @@ fn op(change: SeatChange<'_>) -> Result<Op, Foreign> {
     let shown = match (change.reference, change.meta, change.since) {
         (Some(reference), Some(meta), Some(since)) => {
             let mut entry = entry(Arc::clone(&user), &reference, meta, since)?;
+            entry.first = change.first.map(object).transpose()?;
             return_to(&mut entry, change.waiting, change.resume, change.origin)?;
             Some(Arc::new(entry))
         }
@@ -290,13 +300,21 @@ fn op(change: SeatChange<'_>) -> Result<Op, Foreign> {
     Ok(Op { seat: change.seat, user, entry: shown })
 }
 
-/// A meta goes out to clients as it stands, so it must be an object.
 fn entry(user: Arc<str>, reference: &str, meta: &RawValue, since: u64) -> Result<Entry, Foreign> {
-    if !meta.get().starts_with('{') {
-        return Err(Foreign("a meta that is no object".to_owned()));
-    }
     let r#ref = reference.parse().map_err(|_| Foreign("a ref of another form".to_owned()))?;
-    Ok(Entry::new(user, r#ref, meta.get().into(), since))
+    Ok(Entry::new(user, r#ref, object(meta)?, since))
+}
+
+/// A meta goes out to clients as it stands, so it must be an object.
+fn object(meta: &RawValue) -> Result<Arc<str>, Foreign> {
+    match meta.get().starts_with('{') {
+        true => Ok(meta.get().into()),
+        false => Err(Foreign("a meta that is no object".to_owned())),
+    }
+}
+
+fn raw(meta: Option<&str>) -> Result<Option<&RawValue>, Foreign> {
+    Ok(meta.map(serde_json::from_str).transpose()?)
 }
 
 /// Adds what concerns coming back.
@@ -362,6 +380,7 @@ mod tests {
         let ids = Ids::new(NodeId::random());
         let seat = |number| Seat { node: ids.node(), number };
         let mut entry = (*entry_of(&ids, "ada", "{}")).clone();
+        entry.first = Some(r#"{"n":1}"#.into());
         entry.waiting = Some(8);
         entry.resume = Some(ResumeKey::new("ada", "a key of hers"));
         entry.origin = Some(Box::new(Origin { seat: seat(3), turn: 2, over: seat(4) }));

@@ -119,7 +119,7 @@ impl ConnectionState {
         let told = Event::System { topic: &address.topic, join_ref: join_ref.as_deref(), reject: &reject };
         effects.extend(encode(format, &told).map(Effect::Send));
         if let Some(join_ref) = &join_ref {
-            let closed = Event::Closed { topic: &address.topic, join_ref };
+            let closed = Event::Closed { topic: &address.topic, join_ref, replaced: false };
             effects.extend(encode(format, &closed).map(Effect::Send));
         }
         effects
@@ -139,7 +139,10 @@ impl ConnectionState {
         let identity = |user, meta| Identity { user, meta, resume: None };
         match Kind::of(name) {
             Kind::Public => {}
-            // Some backends sign data for these too.
+            // Some backends sign data for these too. Anything but an object could be the end of another name.
+            Kind::Private { .. } if data.is_some_and(|data| !data.trim_start().starts_with('{')) => {
+                return Err(Reject::Signature("socket_id:channel"));
+            }
             Kind::Private { .. } => is_signed(data)?,
             Kind::Presence => {
                 is_signed(data)?;

@@ -60,6 +60,8 @@ pub struct Opening {
     pub params: ConnectParams,
     /// See [`Client::strict`].
     pub strict: bool,
+    /// See [`Client::proven_names`].
+    pub proven_names: bool,
     /// See [`Client::counts`].
     pub counts: bool,
     /// Pusher: after how many seconds without a frame the client asks for one. It is told so first of all.
@@ -87,7 +89,7 @@ pub fn open(
     opening: Opening,
     admission: Admission,
 ) -> Result<HttpResponse, ws::HandshakeError> {
-    let Opening { names, params, strict, counts, activity_timeout } = opening;
+    let Opening { names, params, strict, proven_names, counts, activity_timeout } = opening;
     let mut response = shake_hands(request)?;
     let now = Instant::now();
     let (outbox, clock, fallback, activity_every, socket) = {
@@ -107,6 +109,7 @@ pub fn open(
         names,
         socket,
         strict,
+        proven_names,
         counts,
         session_user: admission.user,
         claimed_user: params.user,

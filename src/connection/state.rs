@@ -89,6 +89,8 @@ pub struct Client {
     pub socket: SocketId,
     /// Whether tokens must be valid: they prove what nothing else does.
     pub strict: bool,
+    /// Whether a name must be proven, since users whom an application has signed may be in the same channels.
+    pub proven_names: bool,
     /// Pusher: whether those who are in channels without presence are told how many they are.
     pub counts: bool,
 }
@@ -182,13 +184,22 @@ impl ConnectionState {
     pub fn on_message(&mut self, incoming: Incoming, now: Instant) -> Vec<Effect> {
         let Incoming { address, command, format } = incoming;
         let over = self.message_rate.take(now).err();
+        // Presence calls have a rate of their own, and over that nothing is lost. The others are said once, and
+        // clients go on as if they had been heard. (Any answer to a heartbeat will do.)
+        let is_heard_always = matches!(
+            command,
+            Command::Track(_) | Command::Untrack | Command::Leave | Command::AccessToken(_) | Command::Alive
+        );
         let kind = Usage::of(&command);
         let before = if kind.may_leave() { self.present_users() } else { Vec::new() };
         let mut effects = match over {
-            // Presence calls have a rate of their own, and over that nothing is lost.
-            Some(wait) if !matches!(command, Command::Track(_) | Command::Untrack) => {
-                let retry_after_ms = wait.as_millis() as u64 + 1;
-                refuse(format, &address, &Reject::RateLimited { retry_after_ms })
+            Some(wait) if !is_heard_always => {
+                let reject = Reject::RateLimited { retry_after_ms: wait.as_millis() as u64 + 1 };
+                let mut effects = refuse(format, &address, &reject);
+                if matches!(command, Command::Join(_)) {
+                    effects.extend(encode(format, &Event::NotJoined(&address, &reject)).map(Effect::Send));
+                }
+                effects
             }
             _ => self.obey(address, command, format, now),
         };
@@ -297,11 +308,17 @@ impl ConnectionState {
     }
 
     fn join(&mut self, address: Address, request: &JoinRequest, format: WireFormat) -> Vec<Effect> {
-        let channel: Box<str> = self.client.names.channel(&address.topic).into();
+        let is_private = matches!(request.proof, Proof::Token { private: true, .. });
+        let channel: Box<str> = self.client.names.channel(&address.topic, is_private).into();
         let mut effects = Vec::new();
+        if let Some(other) = self.joined_as(&address.topic).filter(|at| self.joined[*at].channel != channel) {
+            // The same topic, once private and once not: the client knows one join of it.
+            let other = self.joined[other].channel.clone();
+            effects.extend(self.end(&other));
+        }
         let checked = self.check_proof(&address.topic, &request.proof, &mut effects);
         let Identity { user, meta, resume } =
-            match checked.and_then(|signed| self.check_join(&address, request, signed)) {
+            match checked.and_then(|signed| self.check_join(&channel, request, signed)) {
                 Ok(checked) => checked,
                 Err(reject) => {
                     // The client holds the topic for not joined now, so it must not be.
@@ -389,10 +406,11 @@ impl ConnectionState {
             _ if joined.wanted.answer => encode(format, &Event::Ok(address)),
             _ => None,
         };
+        let is_proven = joined.present && (is_pusher || self.client.session_user.is_some());
         let said = Broadcast::Said {
             message,
             by_backend: false,
-            user: joined.present.then(|| Arc::clone(&joined.user)),
+            user: is_proven.then(|| Arc::clone(&joined.user)),
             except: (!joined.wanted.own).then_some(self.client.socket),
         };
         let mut effects = vec![Effect::Say { channel: joined.channel.clone(), broadcast: Arc::new(said) }];
@@ -402,19 +420,18 @@ impl ConnectionState {
 
     fn check_join(
         &self,
-        address: &Address,
+        channel: &str,
         request: &JoinRequest,
         signed: Option<Identity>,
     ) -> Result<Identity, Reject> {
-        let channel = self.client.names.channel(&address.topic);
-        if self.joined.len() >= self.limits.max_channels && self.position(&channel).is_none() {
+        if self.joined.len() >= self.limits.max_channels && self.position(channel).is_none() {
             return Err(Reject::TooManyChannels);
         }
         let client = &self.client;
         let proven = client.session_user.is_some() || signed.is_some();
         if let Some(signed) = signed {
             let user = request.roster.then_some(&*signed.user);
-            self.room.check(&channel, user, proven)?;
+            self.room.check(channel, user, proven)?;
             return Ok(signed);
         }
         let key = match request.resume.as_ref().map_err(Reject::clone)? {
@@ -425,6 +442,7 @@ impl ConnectionState {
         let user = match &client.session_user {
             Some(user) => Arc::clone(user),
             None => match (claimed.or_else(|| client.claimed_user.clone()), key) {
+                (Some(_), _) if client.proven_names => return Err(Reject::NameUnproven),
                 (Some(user), _) => user,
                 (None, Some(key)) => anonymous(key.expose()).into(),
                 (None, None) if request.new_name => uuid::Uuid::new_v4().to_string().into(),
@@ -433,7 +451,7 @@ impl ConnectionState {
         };
         let resume = key.map(|key| ResumeKey::new(&user, key.expose()));
         let meta = request.meta.as_ref().map_err(Reject::clone)?;
-        self.room.check(&channel, Some(&*user).filter(|_| !request.observe), proven)?;
+        self.room.check(channel, Some(&*user).filter(|_| !request.observe), proven)?;
         let meta = meta.clone().or_else(|| client.claimed_meta.clone()).unwrap_or_else(|| "{}".into());
         Ok(Identity { user, meta, resume })
     }
@@ -445,8 +463,8 @@ impl ConnectionState {
             effects.push(Effect::Untrack { channel: old.channel.clone() });
         }
         if let Some(join_ref) = &old.join_ref {
-            let closed =
-                encode(old.format, &Event::Closed { topic: &topic(old.format, &old.channel), join_ref });
+            let name = topic(old.format, &old.channel);
+            let closed = encode(old.format, &Event::Closed { topic: &name, join_ref, replaced: true });
             effects.extend(closed.map(Effect::Send));
         }
     }
@@ -462,7 +480,8 @@ impl ConnectionState {
         let mut effects = self.end(&channel);
         effects.extend(ok(format, address));
         if let Some(join_ref) = &join_ref {
-            let closed = encode(old_format, &Event::Closed { topic: &address.topic, join_ref });
+            let closed =
+                encode(old_format, &Event::Closed { topic: &address.topic, join_ref, replaced: true });
             effects.extend(closed.map(Effect::Send));
         }
         effects
@@ -535,8 +554,18 @@ impl ConnectionState {
         self.joined.iter().position(|joined| &*joined.channel == channel)
     }
 
+    /// The join of `topic`, private or not.
+    fn joined_as(&self, topic: &str) -> Option<usize> {
+        let names = &self.client.names;
+        let public = self.position(&names.channel(topic, false));
+        public.or_else(|| match names {
+            Names::Supabase => self.position(&names.channel(topic, true)),
+            _ => None,
+        })
+    }
+
     pub(super) fn find(&self, address: &Address) -> Found {
-        match self.position(&self.client.names.channel(&address.topic)) {
+        match self.joined_as(&address.topic) {
             None => Found::None,
             // No join ref at all means the current join.
             Some(at) if address.join_ref.is_none() || self.joined[at].join_ref == address.join_ref => {

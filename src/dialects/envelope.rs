@@ -157,6 +157,8 @@ pub fn said(payload: Option<&RawValue>) -> Command {
         payload: Option<&'a RawValue>,
     }
     let fields = payload.and_then(|raw| serde_json::from_str::<Fields<'_>>(raw.get()).ok());
+    // One byte says how long the event is where it goes out in binary.
+    let fields = fields.filter(|fields| (1..=usize::from(u8::MAX)).contains(&fields.event.len()));
     Command::Broadcast(fields.ok_or(Reject::MalformedPayload).map(|fields| Said {
         event: fields.event.into(),
         body: Body::Json(fields.payload.map_or("{}", RawValue::get).into()),
@@ -235,13 +237,18 @@ pub fn refusal(version: Version, to: &Address, reject: &Reject, reason: &str) ->
     reply(version, to, &payload)
 }
 
-/// What ends the join named `join_ref`. None in version 1: without a join_ref the client would take it for the
-/// join that replaced this one.
-pub fn closed(version: Version, topic: &str, join_ref: &str) -> Option<String> {
+/// What ends the join named `join_ref`. In version 1 none if it is `replaced`: without a join_ref the client would
+/// take it for the join that came after.
+pub fn closed(version: Version, topic: &str, join_ref: &str, replaced: bool) -> Option<String> {
+    let mut out = String::with_capacity(topic.len() + 64);
     if version == Version::V1 {
-        return None;
+        out.push_str(r#"{"topic":"#);
+        push_string(&mut out, topic);
+        out.push_str(r#","event":"phx_close","payload":{},"ref":"#);
+        push_string(&mut out, join_ref);
+        out.push('}');
+        return (!replaced).then_some(out);
     }
-    let mut out = String::with_capacity(topic.len() + 48);
     out.push('[');
     push_string(&mut out, join_ref);
     out.push(',');

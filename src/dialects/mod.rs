@@ -29,7 +29,7 @@ use crate::reject::Reject;
 pub use broadcast::{Body, Broadcast, Message, SocketId, Wanted};
 pub use claims::{check_user, meta_from, resume_from, user_from};
 pub use events::{write_counts, write_member_fields};
-pub use names::{Kind, Names, PUSHER_NAMES, pusher_channel, pusher_name, topic};
+pub use names::{Kind, Names, has_users, is_closed, pusher_channel, pusher_name, topic};
 pub use pusher::{Identity, channel_data, is_reserved, user_data};
 
 /// A wire form in which events are encoded. Each change is encoded once per form in use.
@@ -229,6 +229,8 @@ pub enum Event<'a> {
     Closed {
         topic: &'a str,
         join_ref: &'a str,
+        /// Whether the client may have joined again meanwhile.
+        replaced: bool,
     },
     /// Something about the topic that its client should know.
     System {

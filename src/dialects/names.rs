@@ -4,11 +4,13 @@
 //! | --- | --- | --- |
 //! | Phoenix | `room:1` | `room:1` |
 //! | Supabase | `realtime:room:1` | `room:1` |
+//! | Supabase, `private` | `realtime:room:1` | `realtime-private:room:1` |
 //! | Pusher, first application, bridged | `presence-room:1` | `room:1` |
 //! | Pusher, any other name of application `7` | `private-x` | `pusher:7:private-x` |
 //!
 //! So a user whom an application has signed never stands beside one who has another proof, or none, unless the
-//! operator bridges them; and nobody but Pusher's clients joins a channel that begins with `pusher:`.
+//! operator bridges them; and who has none never stands in a private channel. Channels that begin with `pusher:` or
+//! `realtime-private:` are **closed**: nobody joins them by that name, and only the service key reads them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +20,10 @@ use crate::config::{Limits, PusherApp};
 use crate::reject::{Dialect, Reject};
 
 /// What the channels of Pusher's applications begin with.
-pub const PUSHER_NAMES: &str = "pusher:";
+const PUSHER_NAMES: &str = "pusher:";
+/// What Supabase's private channels begin with. As there, they have nothing in common with those of the same
+/// topic that are not private.
+const PRIVATE_NAMES: &str = "realtime-private:";
 /// What Supabase's topics begin with.
 const REALTIME: &str = "realtime:";
 /// What Pusher's channels with presence begin with.
@@ -47,11 +52,14 @@ impl Names {
     }
 
     /// The channel that `topic` is, whether or not it may be joined. Two topics of one socket are never one
-    /// channel.
-    pub fn channel<'a>(&self, topic: &'a str) -> Cow<'a, str> {
+    /// channel. Only Supabase's clients ask for `private` ones.
+    pub fn channel<'a>(&self, topic: &'a str, private: bool) -> Cow<'a, str> {
         match self {
             Self::Phoenix => topic.into(),
-            Self::Supabase => topic.strip_prefix(REALTIME).unwrap_or_default().into(),
+            Self::Supabase => match topic.strip_prefix(REALTIME).unwrap_or_default() {
+                name if private => format!("{PRIVATE_NAMES}{name}").into(),
+                name => name.into(),
+            },
             Self::Pusher(app) => pusher_channel(app, topic),
         }
     }
@@ -71,11 +79,10 @@ impl Names {
             },
             Self::Pusher(_) => {
                 let name = topic.strip_prefix(OF_USER).filter(|user| !user.is_empty());
-                let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"_-=@,.;:".contains(&b);
                 if topic.is_empty() || topic.len() > most {
                     return Err(Reject::ChannelName(most));
                 }
-                if name.is_none() && !topic.bytes().all(is_plain) {
+                if name.is_none() && !is_pusher_name(topic) {
                     return Err(Reject::ChannelUnmappable);
                 }
                 topic.strip_prefix(PRESENCE).unwrap_or(topic)
@@ -84,7 +91,7 @@ impl Names {
         if channel.is_empty() || channel.len() > most {
             return Err(Reject::ChannelName(most));
         }
-        if channel.starts_with(PUSHER_NAMES) {
+        if is_closed(channel) {
             return Err(Reject::ChannelReserved);
         }
         if channel == PHOENIX {
@@ -106,11 +113,30 @@ pub fn pusher_channel<'a>(app: &PusherApp, name: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// What the clients of `app` call `channel`; none if it is not one of theirs.
+/// Whether `channel` is none that anybody may join or read by that name.
+pub fn is_closed(channel: &str) -> bool {
+    channel.starts_with(PUSHER_NAMES) || channel.starts_with(PRIVATE_NAMES)
+}
+
+/// Whether the members of `channel` are users: in Pusher's channels without presence each is a connection.
+pub fn has_users(channel: &str) -> bool {
+    let name = channel.strip_prefix(PUSHER_NAMES).and_then(|rest| rest.split_once(':'));
+    name.is_none_or(|(_, name)| Kind::of(name) == Kind::Presence)
+}
+
+/// Whether Pusher's clients can say `name`: the characters of their libraries, and the colon.
+fn is_pusher_name(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-=@,.;:".contains(&b))
+}
+
+/// What the clients of `app` call `channel`; none if it is not one of theirs, or they could not say it.
 pub fn pusher_name<'a>(app: &PusherApp, channel: &'a str) -> Option<Cow<'a, str>> {
     match channel.strip_prefix(PUSHER_NAMES) {
         Some(rest) => rest.strip_prefix(&*app.id)?.strip_prefix(':').map(Cow::from),
-        None => app.bridged.then(|| format!("{PRESENCE}{channel}").into()),
+        None => {
+            let is_theirs = app.bridged && is_pusher_name(channel) && !is_closed(channel);
+            is_theirs.then(|| format!("{PRESENCE}{channel}").into())
+        }
     }
 }
 
@@ -118,7 +144,9 @@ pub fn pusher_name<'a>(app: &PusherApp, channel: &'a str) -> Option<Cow<'a, str>
 pub fn topic(format: WireFormat, channel: &str) -> Cow<'_, str> {
     match format.dialect() {
         None | Some(Dialect::Phoenix) => channel.into(),
-        Some(Dialect::Supabase) => format!("{REALTIME}{channel}").into(),
+        Some(Dialect::Supabase) => {
+            format!("{REALTIME}{}", channel.strip_prefix(PRIVATE_NAMES).unwrap_or(channel)).into()
+        }
         Some(Dialect::Pusher) => {
             match channel.strip_prefix(PUSHER_NAMES).and_then(|rest| rest.split_once(':')) {
                 Some((_, name)) => name.into(),
@@ -194,13 +222,44 @@ mod tests {
             (Names::Supabase, "realtime:room:1", WireFormat::SupabaseV1),
             (pusher, "presence-room:1", WireFormat::Pusher),
         ] {
-            assert_eq!(names.channel(name), "room:1");
+            assert_eq!(names.channel(name, false), "room:1");
             assert_eq!(names.check(name, &limits()), Ok(()));
             assert_eq!(topic(format, "room:1"), name);
         }
         assert_eq!(pusher_channel(&app(false), "presence-a"), "pusher:7:presence-a");
         assert_eq!(pusher_channel(&app(true), "private-a"), "pusher:7:private-a");
         assert_eq!(topic(WireFormat::Pusher, "pusher:7:private-a:b"), "private-a:b");
+    }
+
+    #[test]
+    fn closed_channels_are_nobody_elses() {
+        let private = Names::Supabase.channel("realtime:a", true);
+        assert_eq!(topic(WireFormat::SupabaseV2, &private), "realtime:a");
+        for closed in [&*private, "pusher:7:x"] {
+            assert!(is_closed(closed));
+            assert_eq!(Names::Phoenix.check(closed, &limits()), Err(Reject::ChannelReserved));
+            let [realtime, presence] = [format!("realtime:{closed}"), format!("presence-{closed}")];
+            assert_eq!(Names::Supabase.check(&realtime, &limits()), Err(Reject::ChannelReserved));
+            let pusher = Names::Pusher(Arc::new(app(true)));
+            assert_eq!(pusher.check(&presence, &limits()), Err(Reject::ChannelReserved));
+        }
+        for channel in [&*private, "räum", "a b"] {
+            assert_eq!(pusher_name(&app(true), channel), None, "{channel}");
+        }
+        assert!(!is_closed("realtime:a"));
+    }
+
+    #[test]
+    fn only_channels_with_presence_have_users() {
+        for (channel, expected) in [
+            ("room", true),
+            ("pusher:7:presence-a", true),
+            ("pusher:7:private-a", false),
+            ("pusher:7:news", false),
+            ("pusher:7:#server-to-user-ada", false),
+        ] {
+            assert_eq!(has_users(channel), expected, "{channel}");
+        }
     }
 
     #[test]
@@ -232,7 +291,7 @@ mod tests {
             let app = app(bridged);
             let names = Names::Pusher(Arc::new(app.clone()));
             prop_assume!(names.check(&name, &limits()).is_ok());
-            let channel = names.channel(&name).into_owned();
+            let channel = names.channel(&name, false).into_owned();
             prop_assert_eq!(topic(WireFormat::Pusher, &channel), name.as_str());
             let back = pusher_name(&app, &channel);
             prop_assert_eq!(back.as_deref(), Some(name.as_str()));

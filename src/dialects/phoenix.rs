@@ -101,7 +101,7 @@ pub(super) fn encode(version: Version, event: &Event<'_>) -> Option<Frame> {
         Event::Refused(to, reject) => {
             envelope::refusal(version, to, reject, &reject.reason(Dialect::Phoenix))
         }
-        Event::Closed { topic, join_ref } => envelope::closed(version, topic, join_ref)?,
+        Event::Closed { topic, join_ref, replaced } => envelope::closed(version, topic, join_ref, *replaced)?,
         Event::NotJoined(..)
         | Event::System { .. }
         | Event::Established { .. }

@@ -133,9 +133,13 @@ fn a_broadcast_goes_out_as_it_came_in() {
 
 #[test]
 fn only_version_2_can_say_which_join_was_closed() {
-    let closed = Event::Closed { topic: "r", join_ref: "3" };
-    assert_eq!(encoded(Version::V2, &closed).unwrap(), r#"["3","3","r","phx_close",{}]"#);
-    assert_eq!(encoded(Version::V1, &closed), None);
+    let closed = |replaced| Event::Closed { topic: "r", join_ref: "3", replaced };
+    for replaced in [true, false] {
+        assert_eq!(encoded(Version::V2, &closed(replaced)).unwrap(), r#"["3","3","r","phx_close",{}]"#);
+    }
+    assert_eq!(encoded(Version::V1, &closed(true)), None);
+    let last = r#"{"topic":"r","event":"phx_close","payload":{},"ref":"3"}"#;
+    assert_eq!(encoded(Version::V1, &closed(false)).unwrap(), last);
 }
 
 #[test]

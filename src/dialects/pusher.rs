@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::names::{Kind, PUSHER_NAMES};
+use super::names::Kind;
 use super::{
     Address, Body, Broadcast, Command, Event, Frame, Incoming, JoinRequest, Malformed, Message as Said,
     Proof, WireFormat, check_user, meta_from, user_from,
@@ -45,7 +45,10 @@ pub(super) fn decode_text(text: &str) -> Result<Incoming, Malformed> {
         "pusher:ping" => (String::new(), Command::Heartbeat),
         "pusher:pong" => (String::new(), Command::Alive),
         "pusher:subscribe" => subscribe(&unpacked(fields.data)),
-        "pusher:unsubscribe" => (subscribe(&unpacked(fields.data)).0, Command::Leave),
+        "pusher:unsubscribe" => match subscribe(&unpacked(fields.data)).0 {
+            nowhere if nowhere.is_empty() => (nowhere, Command::Unknown),
+            channel => (channel, Command::Leave),
+        },
         "pusher:signin" => (String::new(), sign_in(&unpacked(fields.data))),
         event => {
             let channel = fields.channel.and_then(|raw| serde_json::from_str(raw.get()).ok());
@@ -351,7 +354,7 @@ fn watched(name: &str, user: &str) -> Frame {
 
 /// Whether `event` of a backend is one that only the server itself may say.
 pub fn is_reserved(event: &str) -> bool {
-    event.starts_with("pusher:") || event.starts_with("pusher_internal:") || event.starts_with(PUSHER_NAMES)
+    event.starts_with("pusher:") || event.starts_with("pusher_internal:")
 }
 
 pub(super) fn broadcast(topic: &str, said: &Broadcast) -> Option<Frame> {

@@ -143,7 +143,7 @@ pub(super) fn encode(version: Version, event: &Event<'_>) -> Option<Frame> {
         Event::Refused(to, reject) => {
             envelope::refusal(version, to, reject, &reject.reason(Dialect::Supabase))
         }
-        Event::Closed { topic, join_ref } => envelope::closed(version, topic, join_ref)?,
+        Event::Closed { topic, join_ref, replaced } => envelope::closed(version, topic, join_ref, *replaced)?,
         Event::System { topic, join_ref, reject } => {
             let mut payload = r#"{"extension":"system","status":"error","message":"#.to_owned();
             envelope::push_string(&mut payload, &reject.reason(Dialect::Supabase));

@@ -51,10 +51,10 @@ pub async fn many(caller: Caller, body: Body, state: web::Data<AppState>) -> Res
     for Sent { topic, event, payload, private } in messages {
         check(&state, &caller, &topic, &event, payload.get().len(), private)?;
         let message = Message { event: event.into(), body: dialects::Body::Json(payload.get().into()) };
-        checked.push((topic, message));
+        checked.push((channel(&topic, private), message));
     }
     // All or nothing.
-    checked.into_iter().for_each(|(topic, message)| say(&state, &caller, &topic, message));
+    checked.into_iter().for_each(|(channel, message)| say(&state, &caller, &channel, message));
     Ok(HttpResponse::Accepted().finish())
 }
 
@@ -76,7 +76,7 @@ pub async fn one(
             .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("body: {error}")))?;
         dialects::Body::Json(payload.get().into())
     };
-    say(&state, &caller, &topic, Message { event: (&*event).into(), body });
+    say(&state, &caller, &channel(&topic, private), Message { event: (&*event).into(), body });
     Ok(HttpResponse::Accepted().finish())
 }
 
@@ -108,6 +108,11 @@ fn check(
         state.admission.known(admission::Caller::clone(caller))?;
     }
     Ok(())
+}
+
+/// The channel that clients join as `realtime:{topic}`.
+fn channel(topic: &str, private: bool) -> String {
+    Names::Supabase.channel(&format!("realtime:{topic}"), private).into_owned()
 }
 
 fn unprocessable(detail: impl Into<std::borrow::Cow<'static, str>>) -> Problem {

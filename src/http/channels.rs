@@ -8,20 +8,21 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::input::{self, Page};
 use super::{AppState, Caller, Problem, answer, presence};
 use crate::cluster::Statistics;
-use crate::dialects::PUSHER_NAMES;
+use crate::dialects;
 use crate::json;
 
 /// `GET /v1/channels`
 pub async fn list(
-    _: Caller,
+    caller: Caller,
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let page: Page = input::query(&request)?;
     let (limit, after) = (page.limit()?, page.after()?);
     let prefix = page.prefix.as_deref().unwrap_or_default();
-    // Those of applications are listed to who asks for them.
-    let is_shown = |name: &str| prefix.starts_with(PUSHER_NAMES) || !name.starts_with(PUSHER_NAMES);
+    // Closed ones are listed to who may read them and asks for them.
+    let is_open = dialects::is_closed(prefix) && caller.is_service();
+    let is_shown = |name: &str| is_open || !dialects::is_closed(name);
     let wanted = |name: &str| {
         name.starts_with(prefix) && is_shown(name) && after.as_deref().is_none_or(|after| name > after)
     };
@@ -72,11 +73,12 @@ struct Answer<'a> {
 
 /// `GET /v1/channels/{channel}/stats`: today (UTC), and the last seven days with it.
 pub async fn statistics(
-    _: Caller,
+    caller: Caller,
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
+    caller.may_read(&channel)?;
     let statistics = state.cluster.statistics(&channel).await?;
     Ok(answer::value(StatusCode::OK, &Answer { channel: &channel, statistics }))
 }

@@ -35,6 +35,7 @@ pub async fn events(
 ) -> Result<HttpResponse, Problem> {
     let limits = &state.config.limits;
     let channel = input::channel(&request, limits)?;
+    caller.may_read(&channel)?;
     let known = last_event(&request)?.and_then(|id| version_here(&id, state.node));
     let Some(Sockets { hub, .. }) = request.app_data::<Sockets>() else {
         return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "no hub on this thread"));

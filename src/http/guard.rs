@@ -11,9 +11,30 @@ use futures_util::future::{Either, LocalBoxFuture};
 
 use super::{AppState, Problem};
 use crate::admission::{self, Refusal};
+use crate::dialects;
 
 /// Whoever may read: anyone in `open` mode; in `session` mode a valid session or the service key.
 pub struct Caller(admission::Caller);
+
+impl Caller {
+    /// Whether the channel may be read by this caller: closed ones are those of applications, which have an HTTP
+    /// interface of their own, and private ones.
+    ///
+    /// # Errors
+    /// A problem with status 403.
+    pub fn may_read(&self, channel: &str) -> Result<(), Problem> {
+        if dialects::is_closed(channel) && !self.is_service() {
+            let why = "channels of applications and private ones are read with the service key alone";
+            return Err(Problem::new(StatusCode::FORBIDDEN, why));
+        }
+        Ok(())
+    }
+
+    /// Whether it is a trusted backend.
+    pub fn is_service(&self) -> bool {
+        matches!(self.0, admission::Caller::Service)
+    }
+}
 
 /// Anyone within the rate limits.
 pub struct Guest(admission::Caller);

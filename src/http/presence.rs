@@ -20,11 +20,12 @@ const MAX_RADIUS: f64 = 20_037_508.0;
 
 /// `GET /v1/channels/{channel}/presence/count`
 pub async fn count(
-    _: Caller,
+    caller: Caller,
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
+    caller.may_read(&channel)?;
     let occupancy = match state.rosters.get(&channel) {
         Some(roster) => {
             state.metrics.count_l1_hits.inc();
@@ -49,12 +50,15 @@ pub struct Bulk {
 }
 
 /// `POST /v1/presence/counts`
-pub async fn counts(_: Caller, body: Body, state: web::Data<AppState>) -> Result<HttpResponse, Problem> {
+pub async fn counts(caller: Caller, body: Body, state: web::Data<AppState>) -> Result<HttpResponse, Problem> {
     let Bulk { channels } = body.json()?;
     if channels.len() > MAX_BULK {
         return Err(Problem::bad_request(format!("at most {MAX_BULK} channels in one call")));
     }
-    channels.iter().try_for_each(|name| input::check_channel(name, &state.config.limits))?;
+    for name in &channels {
+        input::check_channel(name, &state.config.limits)?;
+        caller.may_read(name)?;
+    }
     let names: Vec<&str> = channels.iter().map(String::as_str).collect();
     let found = occupancies(&state, &names).await?;
     let mut body = Vec::with_capacity(64 * channels.len() + 16);
@@ -100,11 +104,12 @@ fn write_count(out: &mut Vec<u8>, channel: &str, occupancy: Occupancy) {
 
 /// `GET /v1/channels/{channel}/presence`
 pub async fn members(
-    _: Caller,
+    caller: Caller,
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
+    caller.may_read(&channel)?;
     let page: Page = input::query(&request)?;
     let (limit, after) = (page.limit()?, page.after()?);
     let body = match state.rosters.get(&channel) {
@@ -160,11 +165,12 @@ struct Near<'a> {
 
 /// `GET /v1/channels/{channel}/presence/nearby`
 pub async fn nearby(
-    _: Caller,
+    caller: Caller,
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, Problem> {
     let channel = input::channel(&request, &state.config.limits)?;
+    caller.may_read(&channel)?;
     let circle: Circle = input::query(&request)?;
     let Some(centre) = Location::new(circle.lat, circle.lon) else {
         return Err(Problem::bad_request("lat must be from -90 to 90, and lon from -180 to 180"));
@@ -221,6 +227,9 @@ pub async fn user(
             Some(member) => channels.insert(name, member.seats.len()),
             None => channels.remove(&name),
         };
+    }
+    if channels.keys().any(|name| dialects::is_closed(name)) && !caller.is_service() {
+        channels.retain(|name, _| !dialects::is_closed(name));
     }
     let mut body = Vec::with_capacity(128);
     body.extend_from_slice(b"{\"user\":");

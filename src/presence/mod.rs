@@ -33,6 +33,9 @@ pub struct Entry {
     pub r#ref: Ref,
     /// A JSON object, as text, without the fields that dialects add.
     pub meta: Arc<str>,
+    /// What the user came with, if that is something else: Pusher's clients are shown it until the user is gone,
+    /// whichever connection it was. Each seat carries it, so that all nodes show the same.
+    pub first: Option<Arc<str>>,
     /// When the connection became present, in milliseconds since 1970. Kept through updates.
     pub since: u64,
     /// When the socket ended, likewise: the seat waits for its user. None while somebody sits on it.
@@ -46,7 +49,12 @@ pub struct Entry {
 impl Entry {
     /// An entry of somebody who has just come.
     pub fn new(user: Arc<str>, r#ref: Ref, meta: Arc<str>, since: u64) -> Self {
-        Self { user, r#ref, meta, since, waiting: None, resume: None, origin: None }
+        Self { user, r#ref, meta, first: None, since, waiting: None, resume: None, origin: None }
+    }
+
+    /// What the user came with, as far as this entry knows.
+    pub fn first_meta(&self) -> &Arc<str> {
+        self.first.as_ref().unwrap_or(&self.meta)
     }
 
     /// The origin that this entry claims when it is on `seat`: the seat itself, where it continues none.

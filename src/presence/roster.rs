@@ -216,6 +216,11 @@ impl Roster {
         })
     }
 
+    /// What `user` came with, if it is there.
+    pub fn first_meta(&self, user: &str) -> Option<&Arc<str>> {
+        self.members.get(user).map(|member| &member.first_meta)
+    }
+
     /// The own seats that were outdone by a claim of another node since the last call: to be freed.
     #[must_use]
     pub fn take_outdone(&mut self) -> Vec<u64> {
@@ -441,7 +446,7 @@ impl Roster {
         self.connections += 1;
         let came = || Member {
             user: Arc::clone(&entry.user),
-            first_meta: Arc::clone(&entry.meta),
+            first_meta: Arc::clone(entry.first_meta()),
             seats: Vec::new(),
         };
         let member = self.members.entry(Arc::clone(&entry.user)).or_insert_with(|| Arc::new(came()));

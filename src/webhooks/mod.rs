@@ -11,6 +11,7 @@ mod sender;
 mod transitions;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use actix::Arbiter;
@@ -25,14 +26,22 @@ use crate::cluster::keys::Keys;
 use crate::config::{Pusher, PusherApp};
 use crate::dialects::{Body, Broadcast, Kind};
 use crate::metrics::Metrics;
-use crate::presence::{Diff, Edge, Snapshot};
+use crate::presence::{Diff, Edge, NodeId, Snapshot};
 use crate::redis_pool::RedisPool;
 
-/// Shows what is known of a channel on this node, if it lives here.
+/// Shows the roster of a channel, if it lives here.
 pub type Roster = Box<dyn Fn(&str, &mut dyn FnMut(&Snapshot)) + Send>;
 
-/// How long a node that goes away waits for what is still to be sent.
-const FLUSH: Duration = Duration::from_secs(1);
+/// What is known on this node of the channels that live here.
+pub struct Known {
+    pub node: NodeId,
+    pub roster: Roster,
+    /// All of them.
+    pub channels: Box<dyn Fn() -> Vec<Arc<str>> + Send>,
+}
+
+/// How long a node that goes away waits for what is still to be asked and sent.
+const FLUSH: Duration = Duration::from_secs(3);
 
 /// The webhooks of a node. Clones share them.
 #[derive(Clone)]
@@ -42,6 +51,8 @@ struct Inner {
     apps: Vec<Arc<PusherApp>>,
     counts: bool,
     seen: mpsc::Sender<Seen>,
+    /// Questions that wait.
+    asked: Arc<AtomicUsize>,
     sender: Sender,
 }
 
@@ -52,8 +63,8 @@ impl Webhooks {
     }
 
     /// Starts telling, on a thread of its own, where `config` says to whom. Without Redis, what is true is asked of
-    /// `roster`.
-    pub fn start(config: &Pusher, pool: Option<RedisPool>, roster: Roster, metrics: Arc<Metrics>) -> Self {
+    /// what is `known`.
+    pub fn start(config: &Pusher, pool: Option<RedisPool>, known: Known, metrics: Arc<Metrics>) -> Self {
         if config.webhooks.is_empty() || config.apps.is_empty() {
             return Self::none();
         }
@@ -62,16 +73,23 @@ impl Webhooks {
         let (sender, events) = Sender::new(Arc::clone(&metrics));
         let (seen, queue) = transitions::queue();
         let told = match pool {
-            Some(pool) => Told::Shared { keys: Keys::new(pool.servers().is_cluster()), pool },
-            None => Told::Own { roster, told: Default::default() },
+            Some(pool) => Told::Shared {
+                keys: Keys::new(pool.servers().is_cluster()),
+                pool,
+                is_marked: false,
+                rests_until: None,
+            },
+            None => Told::Own(Default::default()),
         };
-        let transitions = Transitions { apps: apps.clone(), counts, told, sender: sender.clone() };
+        let transitions = Transitions { apps: apps.clone(), counts, known, told, sender: sender.clone() };
         let sending = sender.clone();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let open = Arc::clone(&asked);
         Arbiter::new().spawn_fn(move || {
             actix::spawn(sender::run(sending, events, addresses));
-            actix::spawn(transitions::run(transitions, queue));
+            actix::spawn(transitions::run(transitions, queue, open));
         });
-        Self(Some(Arc::new(Inner { apps, counts, seen, sender })))
+        Self(Some(Arc::new(Inner { apps, counts, seen, asked, sender })))
     }
 
     /// `diff` has led `channel` to `after` on this node.
@@ -88,7 +106,7 @@ impl Webhooks {
                 Edge::Left(user) => (Arc::clone(user), false),
             }));
         }
-        // Over the bound the sweep finds out.
+        // Over the bound the sweep finds out, and without Redis the next change in the channel.
         let _ = inner.seen.try_send(Seen { channel: Arc::clone(channel), what });
     }
 
@@ -119,13 +137,17 @@ impl Webhooks {
         inner.sender.tell(app, HookEvent::CacheMiss { channel: name.into_owned() });
     }
 
-    /// Waits until everything is sent, a second at most.
+    /// Waits until everything is asked and sent, three seconds at most.
     pub async fn flush(&self) {
         let Some(inner) = &self.0 else { return };
         let end = Instant::now() + FLUSH;
-        // What was seen a moment ago is asked about first.
-        tokio::time::sleep(FLUSH / 4).await;
-        while !inner.sender.is_idle() && Instant::now() < end {
+        let is_idle = || {
+            let unread = inner.seen.max_capacity() - inner.seen.capacity();
+            unread == 0 && inner.asked.load(Ordering::Relaxed) == 0 && inner.sender.is_idle()
+        };
+        // What was seen a moment ago is on its way.
+        tokio::time::sleep(FLUSH / 12).await;
+        while !is_idle() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

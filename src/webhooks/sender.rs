@@ -20,7 +20,7 @@ use crate::logging::Seldom;
 use crate::metrics::Metrics;
 use crate::signature;
 
-/// Events that may wait to be put into batches.
+/// Events that may wait to be put into batches. Transitions wait for room; others are dropped.
 const QUEUE: usize = 10_000;
 /// Batches that may wait for one address.
 const BATCHES: usize = 1_000;
@@ -71,7 +71,18 @@ impl Sender {
         (Self { queue, open: Arc::default(), metrics }, Queue(waiting))
     }
 
-    /// Queues an event of `app`.
+    /// Queues an event of `app` as soon as there is room. Where events wait for room, they are not lost for a
+    /// moment in which there are many: batches leave faster than they are made.
+    pub async fn tell_all(&self, app: &Arc<PusherApp>, events: impl IntoIterator<Item = HookEvent>) {
+        for event in events {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            if self.queue.send((Arc::clone(app), event)).await.is_err() {
+                self.close(1, "dropped");
+            }
+        }
+    }
+
+    /// Queues an event of `app`, if there is room.
     pub fn tell(&self, app: &Arc<PusherApp>, event: HookEvent) {
         self.open.fetch_add(1, Ordering::Relaxed);
         if self.queue.try_send((Arc::clone(app), event)).is_err() {
@@ -91,7 +102,10 @@ impl Sender {
         if outcome == "dropped" {
             static DROPPED: Seldom = Seldom::new();
             if let Some(times) = DROPPED.count() {
-                tracing::warn!(times, "webhooks were dropped: their receiver does not take them");
+                tracing::warn!(
+                    times,
+                    "webhooks were dropped: more than their receiver takes, or than can wait"
+                );
             }
         }
     }
@@ -110,7 +124,9 @@ pub async fn run(sender: Sender, Queue(mut waiting): Queue, addresses: Vec<HookA
         .collect();
     let mut events: Vec<Waiting> = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut events, BATCH).await > 0 {
-        tokio::time::sleep(GATHER).await;
+        if events.len() < BATCH {
+            tokio::time::sleep(GATHER).await;
+        }
         while events.len() < BATCH
             && let Ok(event) = waiting.try_recv()
         {

@@ -6,9 +6,13 @@
 //! was undone before anybody asked, nothing is told. A sweep, by one node at a time, finds what nobody saw, such as
 //! the members of a node that died alone. Without Redis the same is compared in memory.
 //!
-//! **When Redis is away**, questions wait for it, 10,000 at most; of more, the sweep finds out.
+//! **When Redis is away**, questions wait for it, 10,000 at most; of more, the sweep finds out. **When Redis has
+//! forgotten everything**, each node notices by a mark of its own that is gone, and tells Redis what was told as far
+//! as it knows: whoever it shows was told of, but for what it has just seen. Then it rests until all nodes have
+//! written again who is there.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -16,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::events::owner;
 use super::sender::Sender;
-use super::{HookEvent, Roster};
+use super::{HookEvent, Known};
 use crate::cluster::keys::Keys;
 use crate::config::PusherApp;
 use crate::dialects::Kind;
@@ -28,10 +32,13 @@ use crate::redis_pool::{RedisError, RedisPool};
 const OCCUPIED: &str = "";
 /// The channels of which something was told: a set.
 const INDEX: &str = "cache:pusher:told";
+/// How long a Redis that was emptied is given to know again who is there: nodes write that within a lease's life.
+const REWRITTEN: Duration = Duration::from_secs(5);
 /// How long what was told is remembered after the last question or sweep.
 const TOLD_FOR: Duration = Duration::from_secs(86_400);
-/// Questions that may wait.
+/// Questions that may wait to be asked, and changes that may wait to become questions.
 const QUEUE: usize = 10_000;
+const SEEN: usize = 100_000;
 /// How often waiting questions are asked.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How soon, and how often, a question is asked again whose answer is not what was seen: the write that made it so
@@ -56,7 +63,7 @@ pub struct Seen {
 }
 
 /// A question that waits.
-struct Question {
+pub struct Question {
     expected: bool,
     tries: u32,
     at: Instant,
@@ -72,61 +79,154 @@ struct Compared {
     subscribers: usize,
 }
 
-/// Where is compared.
+/// Where it stands what was told.
 pub enum Told {
-    Shared { pool: RedisPool, keys: Keys },
-    Own { roster: Roster, told: HashMap<Arc<str>, HashSet<Arc<str>>> },
+    Shared {
+        pool: RedisPool,
+        keys: Keys,
+        /// Whether this node has left its mark.
+        is_marked: bool,
+        /// Until when nothing is asked, since Redis does not know yet who is there.
+        rests_until: Option<Instant>,
+    },
+    /// By channel.
+    Own(HashMap<Arc<str>, HashSet<Arc<str>>>),
 }
+
+/// What waits to be asked, by channel.
+pub type Questions = HashMap<Arc<str>, HashMap<Arc<str>, Question>>;
 
 /// Everything that tells transitions.
 pub struct Transitions {
     pub apps: Vec<Arc<PusherApp>>,
     pub counts: bool,
+    pub known: Known,
     pub told: Told,
     pub sender: Sender,
 }
 
 /// The queue of what was seen.
 pub fn queue() -> (mpsc::Sender<Seen>, mpsc::Receiver<Seen>) {
-    mpsc::channel(QUEUE)
+    mpsc::channel(SEEN)
 }
 
-/// Tells for ever.
-pub async fn run(mut transitions: Transitions, mut seen: mpsc::Receiver<Seen>) {
-    let mut questions: HashMap<Arc<str>, HashMap<Arc<str>, Question>> = HashMap::new();
+/// Tells for ever, and says in `open` how many questions wait.
+pub async fn run(mut transitions: Transitions, mut seen: mpsc::Receiver<Seen>, open: Arc<AtomicUsize>) {
+    let mut questions = Questions::new();
+    let mut waiting = 0;
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut sweep = Instant::now() + SWEEP_EVERY;
     loop {
         tokio::select! {
-            next = seen.recv() => match next {
-                Some(Seen { channel, what }) => {
-                    let waiting: usize = questions.values().map(HashMap::len).sum();
-                    if waiting < QUEUE {
-                        let of_channel = questions.entry(channel).or_default();
-                        for (what, expected) in what {
-                            of_channel.insert(what, Question { expected, tries: 0, at: Instant::now() });
-                        }
+            next = seen.recv() => {
+                let Some(Seen { channel, what }) = next else { return };
+                if waiting < QUEUE {
+                    let of_channel = questions.entry(channel).or_default();
+                    let before = of_channel.len();
+                    for (what, expected) in what {
+                        of_channel.insert(what, Question { expected, tries: 0, at: Instant::now() });
                     }
+                    waiting += of_channel.len() - before;
+                    open.store(waiting, Ordering::Relaxed);
                 }
-                None => return,
-            },
-            _ = look.tick() => {
-                transitions.ask(&mut questions).await;
-                if sweep <= Instant::now() {
-                    sweep = Instant::now() + SWEEP_EVERY;
-                    if let Err(error) = transitions.sweep().await {
-                        tracing::debug!(%error, "webhooks could not be compared");
-                    }
+                // Asked without waiting for the tick, which would have to let some go.
+                if waiting < QUEUE {
+                    continue;
                 }
+            }
+            _ = look.tick() => {}
+        }
+        let is_time = sweep <= Instant::now();
+        if (waiting == 0 && !is_time) || !transitions.may_ask(&questions).await {
+            continue;
+        }
+        transitions.ask(&mut questions).await;
+        waiting = questions.values().map(HashMap::len).sum();
+        open.store(waiting, Ordering::Relaxed);
+        if is_time {
+            sweep = Instant::now() + SWEEP_EVERY;
+            if let Err(error) = transitions.sweep().await {
+                tracing::debug!(%error, "webhooks could not be compared");
             }
         }
     }
 }
 
 impl Transitions {
+    /// Whether what was told and what is can be compared now. If Redis has forgotten what was told, it is told again
+    /// what that was.
+    async fn may_ask(&mut self, questions: &Questions) -> bool {
+        let Told::Shared { pool, keys, is_marked, rests_until } = &mut self.told else { return true };
+        let (pool, keys) = (pool.clone(), *keys);
+        let mark = format!("{INDEX}:by:{}", self.known.node);
+        let life = TOLD_FOR.as_secs();
+        match pool.query::<bool>(redis::cmd("EXPIRE").arg(&mark).arg(life)).await {
+            Ok(true) => {}
+            Ok(false) => {
+                if *is_marked {
+                    *rests_until = Some(Instant::now() + REWRITTEN);
+                    if self.recall(&pool, keys, questions).await.is_err() {
+                        return false;
+                    }
+                }
+                let set = redis::cmd("SET").arg(&mark).arg(1).arg("EX").arg(life).to_owned();
+                let is_set = pool.query::<()>(&set).await.is_ok();
+                if let Told::Shared { is_marked, .. } = &mut self.told {
+                    *is_marked |= is_set;
+                }
+            }
+            Err(_) => return false,
+        }
+        match &self.told {
+            Told::Shared { rests_until: Some(until), .. } => *until <= Instant::now(),
+            _ => true,
+        }
+    }
+
+    /// Writes what was told, as far as it is known here: that everybody is there who is shown, but for what has
+    /// changed just now.
+    async fn recall(&self, pool: &RedisPool, keys: Keys, questions: &Questions) -> Result<(), RedisError> {
+        let channels: HashSet<Arc<str>> =
+            (self.known.channels)().into_iter().chain(questions.keys().cloned()).collect();
+        let mut pipeline = redis::pipe();
+        for channel in channels {
+            if owner(&self.apps, &channel).is_none() {
+                continue;
+            }
+            let asked = questions.get(&channel);
+            let expected = |what: &str| asked.and_then(|asked| asked.get(what)).map(|one| one.expected);
+            let mut told: HashSet<Arc<str>> = HashSet::new();
+            let mut is_occupied = expected(OCCUPIED) == Some(false);
+            (self.known.roster)(&channel, &mut |roster| {
+                is_occupied |= roster.connections > 0 && expected(OCCUPIED).is_none();
+                told.extend(roster.members.iter().map(|member| Arc::clone(&member.user)));
+            });
+            told.retain(|user| expected(user) != Some(true));
+            let gone =
+                asked.into_iter().flatten().filter(|(what, one)| !one.expected && &***what != OCCUPIED);
+            told.extend(gone.map(|(user, _)| Arc::clone(user)));
+            is_occupied |= !told.is_empty();
+            if !self.wants_users(&channel) {
+                told.clear();
+            }
+            if is_occupied {
+                told.insert(OCCUPIED.into());
+                let key = told_key(keys, &channel);
+                pipeline
+                    .cmd("SADD")
+                    .arg(&key)
+                    .arg(told.iter().map(|what| &**what).collect::<Vec<_>>())
+                    .ignore();
+                pipeline.cmd("EXPIRE").arg(&key).arg(TOLD_FOR.as_secs()).ignore();
+                pipeline.cmd("SADD").arg(INDEX).arg(&*channel).ignore();
+            }
+        }
+        if pipeline.is_empty() { Ok(()) } else { pool.pipeline(&pipeline).await }
+    }
+
     /// Asks what is due. What has the expected answer, or was asked often enough, is done with.
-    async fn ask(&mut self, questions: &mut HashMap<Arc<str>, HashMap<Arc<str>, Question>>) {
+    async fn ask(&mut self, questions: &mut Questions) {
         let now = Instant::now();
         let mut away = false;
         for (channel, waiting) in questions.iter_mut() {
@@ -150,7 +250,7 @@ impl Transitions {
                         waiting.remove(what);
                     }
                 }
-                self.tell(channel, compared);
+                self.tell(channel, compared).await;
             }
         }
         questions.retain(|_, waiting| !waiting.is_empty());
@@ -159,10 +259,10 @@ impl Transitions {
     /// Makes what was told equal to what is.
     async fn compare(&mut self, channel: &str, what: &[Arc<str>]) -> Result<Compared, RedisError> {
         match &mut self.told {
-            Told::Own { roster, told } => {
+            Told::Own(told) => {
                 let mut compared = Compared::default();
                 let what = || what.iter().cloned().chain([OCCUPIED.into()]);
-                roster(channel, &mut |roster| {
+                (self.known.roster)(channel, &mut |roster| {
                     compared.subscribers = roster.connections;
                     compared.is_there.extend(what().map(|what| {
                         let is_occupied = &*what == OCCUPIED && roster.connections > 0;
@@ -186,7 +286,7 @@ impl Transitions {
                 }
                 Ok(compared)
             }
-            Told::Shared { pool, keys } => {
+            Told::Shared { pool, keys, .. } => {
                 let mut call = COMPARE.prepare_invoke();
                 call.key(told_key(*keys, channel)).key(keys.users(channel)).arg(TOLD_FOR.as_secs());
                 for user in what.iter().filter(|what| &***what != OCCUPIED) {
@@ -205,14 +305,15 @@ impl Transitions {
                     .collect();
                 if compared.flipped.iter().any(|(what, is_there)| &**what == OCCUPIED && *is_there) {
                     // Best done before anything is told: who dies in between leaves a channel that is looked at.
-                    pool.query::<()>(redis::cmd("SADD").arg(INDEX).arg(channel)).await?;
+                    // What was found is told all the same.
+                    let _ = pool.query::<()>(redis::cmd("SADD").arg(INDEX).arg(channel)).await;
                 }
                 Ok(compared)
             }
         }
     }
 
-    fn tell(&self, channel: &str, compared: Compared) {
+    async fn tell(&self, channel: &str, compared: Compared) {
         let Some((app, name)) = owner(&self.apps, channel) else { return };
         let name = name.into_owned();
         let is_presence = Kind::of(&name) == Kind::Presence;
@@ -238,12 +339,12 @@ impl Transitions {
             events.push((2, HookEvent::SubscriptionCount { channel: name, subscription_count }));
         }
         events.sort_by_key(|(order, _)| *order);
-        events.into_iter().for_each(|(_, event)| self.sender.tell(app, event));
+        self.sender.tell_all(app, events.into_iter().map(|(_, event)| event)).await;
     }
 
     /// Compares everything, if no other node does.
     async fn sweep(&mut self) -> Result<(), RedisError> {
-        let Told::Shared { pool, keys } = &self.told else { return Ok(()) };
+        let Told::Shared { pool, keys, .. } = &self.told else { return Ok(()) };
         let (pool, keys) = (pool.clone(), *keys);
         let mut lock = DistributedLock::new(pool.clone(), "pusher-webhooks", SWEEP_LOCK);
         if !lock.try_acquire().await.unwrap_or(false) {
@@ -273,7 +374,7 @@ impl Transitions {
             for chunk in what.chunks(CHUNK) {
                 let compared = self.compare(&channel, chunk).await?;
                 is_occupied = compared.is_there.get(OCCUPIED) == Some(&true);
-                self.tell(&channel, compared);
+                self.tell(&channel, compared).await;
             }
             if !is_occupied {
                 pool.query::<()>(redis::cmd("SREM").arg(INDEX).arg(&channel)).await?;

@@ -1,6 +1,7 @@
 use super::super::sender::Queue;
 use super::*;
 use crate::config::Secret;
+use crate::presence::{Entry, Ids, NodeId, Roster as Members, Snapshot};
 use crate::redis_pool::test_redis::TestRedis;
 
 fn apps() -> Vec<Arc<PusherApp>> {
@@ -8,10 +9,21 @@ fn apps() -> Vec<Arc<PusherApp>> {
     vec![Arc::new(app)]
 }
 
+/// A node on which one channel lives, with this roster.
+fn known(roster: Arc<std::sync::Mutex<Snapshot>>) -> Known {
+    Known {
+        node: NodeId::random(),
+        roster: Box::new(move |_, show| show(&roster.lock().unwrap())),
+        channels: Box::new(|| vec!["room".into()]),
+    }
+}
+
 fn node(pool: &RedisPool) -> (Transitions, Queue) {
     let (sender, queue) = Sender::new(Arc::new(crate::metrics::Metrics::new()));
-    let told = Told::Shared { pool: pool.clone(), keys: Keys::new(false) };
-    (Transitions { apps: apps(), counts: true, told, sender }, queue)
+    let told =
+        Told::Shared { pool: pool.clone(), keys: Keys::new(false), is_marked: false, rests_until: None };
+    let known = known(Arc::default());
+    (Transitions { apps: apps(), counts: true, known, told, sender }, queue)
 }
 
 fn names(queue: &mut Queue) -> Vec<String> {
@@ -31,8 +43,6 @@ async fn set(pool: &RedisPool, user: &str, there: bool) {
     };
     pool.pipeline::<()>(&pipeline).await.unwrap();
 }
-
-type Questions = HashMap<Arc<str>, HashMap<Arc<str>, Question>>;
 
 fn question(user: &str, expected: bool) -> Questions {
     let one = Question { expected, tries: 0, at: Instant::now() };
@@ -106,14 +116,12 @@ async fn a_sweep_tells_what_nobody_saw_and_one_node_sweeps() {
 
 #[actix_web::test]
 async fn without_redis_the_roster_of_the_node_is_the_truth() {
-    use crate::presence::{Entry, Ids, NodeId, Roster as Members, Snapshot};
     let ids = Ids::new(NodeId::random());
     let members = Arc::new(std::sync::Mutex::new(Snapshot::default()));
-    let seen = Arc::clone(&members);
-    let roster: Roster = Box::new(move |_, show| show(&seen.lock().unwrap()));
+    let known = known(Arc::clone(&members));
     let (sender, mut queue) = Sender::new(Arc::new(crate::metrics::Metrics::new()));
-    let told = Told::Own { roster, told: HashMap::new() };
-    let mut node = Transitions { apps: apps(), counts: false, told, sender };
+    let told = Told::Own(HashMap::new());
+    let mut node = Transitions { apps: apps(), counts: false, known, told, sender };
     let mut room = Members::new(ids.node());
     let entry = Entry::new("ada".into(), ids.r#ref(), "{}".into(), 1);
     let _ = room.put(1, Arc::new(entry), 1);
@@ -125,6 +133,45 @@ async fn without_redis_the_roster_of_the_node_is_the_truth() {
     *members.lock().unwrap() = room.snapshot(2);
     node.ask(&mut question("ada", false)).await;
     assert_eq!(names(&mut queue), ["member_removed ada", "channel_vacated "]);
-    let Told::Own { told, .. } = &node.told else { panic!() };
+    let Told::Own(told) = &node.told else { panic!() };
     assert!(told.is_empty(), "nothing is kept of a channel in which nobody is");
+}
+
+#[actix_web::test]
+async fn a_redis_that_has_forgotten_is_told_again_what_was_told() {
+    let redis = TestRedis::start();
+    let pool = redis.pool();
+    let (mut node, mut told) = node(&pool);
+    let members = Arc::new(std::sync::Mutex::new(Snapshot::default()));
+    node.known = known(Arc::clone(&members));
+    assert!(node.may_ask(&Questions::new()).await, "at the start there is nothing to recall");
+    let ids = Ids::new(NodeId::random());
+    let mut room = Members::new(ids.node());
+    for (seat, user) in [(1, "ada"), (2, "bo")] {
+        let _ = room.put(seat, Arc::new(Entry::new(user.into(), ids.r#ref(), "{}".into(), seat)), seat);
+        set(&pool, user, true).await;
+        node.ask(&mut question(user, true)).await;
+    }
+    *members.lock().unwrap() = room.snapshot(2);
+    assert_eq!(names(&mut told), ["channel_occupied ", "member_added ada", "member_added bo"]);
+    pool.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
+    // One leaves and another comes before anybody has noticed.
+    let _ =
+        (room.remove(2, 3), room.put(3, Arc::new(Entry::new("cy".into(), ids.r#ref(), "{}".into(), 4)), 4));
+    *members.lock().unwrap() = room.snapshot(4);
+    let mut questions = question("bo", false);
+    questions.get_mut("room").unwrap().extend(question("cy", true).remove("room").unwrap());
+    assert!(!node.may_ask(&questions).await, "Redis does not know yet who is there");
+    for user in ["ada", "cy"] {
+        set(&pool, user, true).await;
+    }
+    if let Told::Shared { rests_until, .. } = &mut node.told {
+        *rests_until = Some(Instant::now());
+    }
+    assert!(node.may_ask(&questions).await);
+    node.ask(&mut questions).await;
+    node.sweep().await.unwrap();
+    let mut seen = names(&mut told);
+    seen.sort();
+    assert_eq!(seen, ["member_added cy", "member_removed bo"]);
 }

@@ -1,6 +1,7 @@
 // One room for clients of all dialects: where the protocols differ, and where they are kept apart.
 
 import assert from "node:assert/strict"
+import { createHmac } from "node:crypto"
 import { after, afterEach, before, describe, test } from "node:test"
 import Echo from "laravel-echo"
 import { startRedis } from "../phoenix/redis.mjs"
@@ -157,7 +158,7 @@ describe("one room", () => {
 
 describe("kept apart", () => {
   let node
-  before(async () => (node = await startNode({ ...settings, ROLLCALL_BRIDGE: "off" })))
+  before(async () => (node = await startNode({ ...settings, ROLLCALL_BRIDGE: "off", SERVICE_KEY: "a service key for tests" })))
   afterEach(async () => {
     closeRaw()
     await endAll()
@@ -175,9 +176,41 @@ describe("kept apart", () => {
     await until(() => people.supabase.waves.length === 1, "Phoenix's wave comes to Supabase's client")
     await holds(() => people.pusher.waves.length === 0 && people.phoenix.waves.length === 0 && isApart(), "and none crosses", 500)
     assert.equal(await count(node, room), 2)
-    assert.equal(await count(node, `pusher:${APP.id}:presence-${room}`), 1, "operators see both")
+    const apart = `pusher:${APP.id}:presence-${room}`
+    const asOperator = { Authorization: "Bearer a service key for tests" }
+    for (const what of ["presence/count", "presence", "presence/events", "stats", "presence/nearby?lat=1&lon=1&radius_m=1"]) {
+      assert.equal((await node.get(`/v1/channels/${encodeURIComponent(apart)}/${what}`)).status, 403, `${what} is not for strangers`)
+    }
+    assert.equal((await node.post("/v1/presence/counts", { channels: [room, apart] })).status, 403)
+    const listed = async (headers) => (await node.get("/v1/channels?prefix=pusher:", headers)).json.channels.map(({ channel }) => channel)
+    assert.deepEqual([await listed(), await listed(asOperator)], [[], [apart]])
+    const places = async (headers) => (await node.get("/v1/users/pusher/presence", headers)).json.channels
+    assert.deepEqual([await places(), await places(asOperator)], [[], [apart]])
+    assert.equal((await node.get(`/v1/channels/${encodeURIComponent(apart)}/presence/count`, asOperator)).json.online, 1, "operators see both")
     const { status, body } = await backend(node).get({ path: `/channels/presence-${room}/users` }).then(async (answer) => ({ status: answer.status, body: await answer.json() }))
     assert.deepEqual([status, body], [200, { users: [{ id: "pusher" }] }])
+  })
+
+  test("bridged where users need a proof, nobody takes the name of another", async () => {
+    const strict = await startNode({ ...settings, ROLLCALL_BRIDGE: "on", ROLLCALL_AUTH: "session", JWT_SECRET: "a secret of at least sixteen bytes", ROLLCALL_ANONYMOUS: "on" })
+    try {
+      const room = fresh()
+      const boss = await join("pusher", strict, room, "boss")
+      const [head, body] = [{ alg: "HS256", typ: "JWT" }, { role: "anon" }].map((part) => Buffer.from(JSON.stringify(part)).toString("base64url"))
+      const anon = `${head}.${body}.${createHmac("sha256", "a secret of at least sixteen bytes").update(`${head}.${body}`).digest("base64url")}`
+      const stranger = await openArrays(strict, `/realtime/v1/websocket?apikey=${anon}&vsn=2.0.0`)
+      const topic = `realtime:${room}`
+      const refused = await stranger.call(topic, "phx_join", { config: { presence: { key: "boss", enabled: true } } }, "1")
+      assert.equal(refused.status, "error")
+      assert.match(refused.response.reason, /name needs a session/)
+      assert.equal((await stranger.call(topic, "phx_join", { config: { presence: { key: "", enabled: true } } }, "2")).status, "ok")
+      stranger.say(["2", "9", topic, "broadcast", { type: "broadcast", event: "wave", payload: { n: 1 } }])
+      await until(() => boss.waves.length === 1, "who has no name may speak, and under no name")
+      assert.deepEqual(boss.users(), ["boss"])
+    } finally {
+      await endAll()
+      await strict.stop()
+    }
   })
 
   test("and so it is unless it is asked for, where users need a proof", async () => {
