@@ -131,6 +131,9 @@ describe("Pusher conformance", () => {
       assert.match(error.data.message, /Invalid signature/)
       assert.deepEqual([refused.event, refused.channel, refused.data.type, refused.data.status], ["pusher:subscription_error", channel, "AuthError", 401])
     }
+    // Signed for a longer name, whose end is passed off as data.
+    raw.subscribe(channel, "guest", `${APP.key}:${hmac(`${raw.id}:${channel}:guest`)}`)
+    await raw.find(({ data }) => data?.message?.includes("socket_id:channel,"), "it is told that data is no part of the name")
     await backend(node).trigger(channel, "ev", {})
     await raw.join(channel)
     assert.equal(raw.events(channel, "ev").length, 0)
@@ -278,6 +281,18 @@ describe("Pusher conformance", () => {
     assert.equal(names().at(-1), "channel_vacated")
     assert.equal(calls[0].headers["content-type"], "application/json")
 
+    // A burst larger than any batch, and a node that is stopped in the midst of it.
+    const third = await startNode({ ...settings, REDIS_URL: redis.url, ROLLCALL_PUSHER_WEBHOOKS: `http://127.0.0.1:${hooks.address().port}/hooks` })
+    const rooms = Array.from({ length: 90 }, () => `presence-${fresh()}`)
+    const crowd = await Promise.all(Array.from({ length: 12 }, () => openPusher(third)))
+    await Promise.all(crowd.flatMap((raw, n) => rooms.map((name) => raw.join(name, user(`c${n}`)))))
+    const all = new Set(rooms)
+    const count = (name) => calls.flatMap(({ rawBody }) => JSON.parse(rawBody).events).filter((event) => event.name === name && all.has(event.channel)).length
+    const counts = () => ["channel_occupied", "member_added", "member_removed", "channel_vacated"].map(count)
+    await until(() => same(counts(), [90, 1080, 0, 0]), "all came", 10_000, counts)
+    assert.equal((await third.stop()).code, 0)
+    await until(() => same(counts(), [90, 1080, 1080, 90]), "all are gone", 15_000, counts)
+
     const cache = `cache-${fresh()}`
     await one.join(cache)
     await one.find(({ event, channel }) => event === "pusher:cache_miss" && channel === cache, "nothing was said yet")
@@ -287,8 +302,8 @@ describe("Pusher conformance", () => {
     await two.join(cache)
     const last = await two.find(({ event, channel }) => event === "price" && channel === cache, "who comes later is told what was said last")
     assert.equal(last.data, '{"is":7}')
-    const counts = () => one.events(cache, "pusher_internal:subscription_count").map((message) => json(message).subscription_count)
-    await until(() => counts().at(-1) === 2, "subscribers are told how many they are", 3000, counts)
+    const subscribers = () => one.events(cache, "pusher_internal:subscription_count").map((message) => json(message).subscription_count)
+    await until(() => subscribers().at(-1) === 2, "subscribers are told how many they are", 3000, subscribers)
   })
 
   test("14. signin, #server-to-user- delivery; another user's channel refused; terminate_connections; watchlists", async () => {

@@ -334,6 +334,22 @@ describe("Supabase conformance", () => {
     assert.equal((await raw.call(topic, "phx_join", { ...on("ada", { private: true }), access_token: token }, "2")).status, "ok")
     await raw.call(topic, "presence", track({}), "2")
     await until(() => diffs(raw).some(({ joins }) => "ada-1" in joins), "as the token's user, whatever the key")
+    // The same topic without a proof is another channel: nobody is seen there, and nothing heard.
+    const stranger = await openArrays(closed, `/realtime/v1/websocket?apikey=${key}&vsn=2.0.0`)
+    assert.equal((await stranger.call(topic, "phx_join", on("eve", { private: false }))).status, "ok")
+    const authorized = { Authorization: `Bearer ${token}`, apikey: key }
+    const say = (isPrivate, n, headers) => closed.post("/realtime/v1/api/broadcast", { messages: [{ topic: topic.slice(9), event: "wave", payload: { n }, private: isPrivate }] }, headers)
+    assert.equal((await say(true, 0, { apikey: key, Authorization: `Bearer ${key}` })).status, 401)
+    for (const [isPrivate, n] of [[true, 1], [false, 2]]) assert.equal((await say(isPrivate, n, authorized)).status, 202)
+    const heard = (who) => who.told.filter(([, , , event]) => event === "broadcast").map((message) => message[4].payload.n)
+    await until(() => same([heard(raw), heard(stranger)], [[1], [2]]), "each hears its own", 3000, () => [heard(raw), heard(stranger)])
+    await until(() => states(stranger).length === 1, "the roster of the other channel")
+    assert.deepEqual([states(stranger), diffs(stranger)], [[{}], []])
+    // On one socket a topic is one or the other.
+    assert.equal((await raw.call(topic, "phx_join", on("ada"), "7")).status, "ok")
+    assert.equal((await closed.get(`/v1/channels/${encodeURIComponent(`realtime-private:${topic.slice(9)}`)}/presence`, authorized)).status, 403)
+    await until(async () => (await say(true, 3, authorized), await say(false, 4, authorized), heard(raw).includes(4)), "the later join counts")
+    assert(!heard(raw).includes(3))
     const wrong = await raw.call(topic, "phx_join", { ...on("x"), access_token: jwt({ sub: "eve", exp: soon(600) }) }, "3")
     assert.deepEqual([wrong.status, wrong.response.reason], ["error", "the token is that of another user than before"])
   })

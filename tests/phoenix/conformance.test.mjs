@@ -277,6 +277,13 @@ describe("Phoenix conformance", () => {
     const close = await until(() => raw.got(room, "phx_close")[0], "the channel's close")
     assert.deepEqual([close.join_ref, close.ref], [ref, ref])
     assert.equal((await raw.call(room, "phx_leave", {}, ref)).status, "ok", "leaving twice is fine")
+
+    // A client says it once, also one that has said too much.
+    const loud = await joinAs(node, room, "loud")
+    await until(() => watcher.sees("loud", "watcher"), "the loud one is there")
+    for (let n = 0; n < 400; n++) loud.channel.push("broadcast", { event: "noise", payload: {} })
+    loud.channel.leave()
+    await until(() => watcher.sees("watcher"), "gone, and not when its socket is", 8000, watcher.users)
   })
 
   test("13. phx_error → rejoin; phx_close → no rejoin", async () => {
