@@ -4,7 +4,8 @@
 //! - [`transitions`]: who came and left, each told once for the whole cluster.
 //! - [`sender`]: signed, in batches, tried again.
 //!
-//! A node that is killed takes with it what it had not sent yet.
+//! A node that is killed takes with it what it had not sent yet. Each node tells what it found in order; what two
+//! nodes have found may arrive in either.
 
 mod events;
 mod sender;

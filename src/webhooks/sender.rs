@@ -4,12 +4,10 @@
 //! or is one too many for the queues, is dropped and counted.
 
 use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use awc::http::header::CONTENT_TYPE;
 use tokio::sync::mpsc;
 
 use super::HookEvent;
@@ -27,6 +25,8 @@ const BATCHES: usize = 1_000;
 /// Events in a batch, and how long it gathers them.
 const BATCH: usize = 100;
 const GATHER: Duration = Duration::from_millis(100);
+/// Bytes of an answer that are read: it says nothing.
+const MAX_ANSWER: u64 = 64 * 1024;
 /// How long an address may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For how long a batch is tried, and how long to wait between attempts at first and at last.
@@ -113,12 +113,11 @@ impl Sender {
 
 /// Sends for ever. Must be called on a thread of actix.
 pub async fn run(sender: Sender, Queue(mut waiting): Queue, addresses: Vec<HookAddress>) {
-    let client = awc::Client::builder().timeout(PATIENCE).disable_redirects().finish();
     let lines: Vec<_> = addresses
         .into_iter()
         .map(|address| {
-            let (queue, batches) = mpsc::channel::<Rc<Batch>>(BATCHES);
-            actix::spawn(send_to(address, client.clone(), sender.clone(), batches));
+            let (queue, batches) = mpsc::channel::<Arc<Batch>>(BATCHES);
+            actix::spawn(send_to(address, sender.clone(), batches));
             queue
         })
         .collect();
@@ -136,9 +135,9 @@ pub async fn run(sender: Sender, Queue(mut waiting): Queue, addresses: Vec<HookA
             // Counted once for each address.
             sender.open.fetch_add(batch.events * lines.len(), Ordering::Relaxed);
             sender.open.fetch_sub(batch.events, Ordering::Relaxed);
-            let batch = Rc::new(batch);
+            let batch = Arc::new(batch);
             for line in &lines {
-                if line.try_send(Rc::clone(&batch)).is_err() {
+                if line.try_send(Arc::clone(&batch)).is_err() {
                     sender.close(batch.events, "dropped");
                 }
             }
@@ -163,17 +162,20 @@ fn batches(events: Vec<Waiting>) -> Vec<Batch> {
     apps.into_iter().map(batch).collect()
 }
 
-async fn send_to(
-    address: HookAddress,
-    client: awc::Client,
-    sender: Sender,
-    mut batches: mpsc::Receiver<Rc<Batch>>,
-) {
+async fn send_to(address: HookAddress, sender: Sender, mut batches: mpsc::Receiver<Arc<Batch>>) {
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(PATIENCE))
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .user_agent("Rollcall");
+    let client = config.build().new_agent();
     let spread = Cell::new(crate::presence::NodeId::random().number());
     while let Some(batch) = batches.recv().await {
         let (began, mut wait) = (Instant::now(), WAIT.0);
         let outcome = loop {
-            match post(&address, &client, &batch).await {
+            let (client, url, batch) = (client.clone(), address.url(), Arc::clone(&batch));
+            let posted = tokio::task::spawn_blocking(move || post(&client, &url, &batch)).await;
+            match posted.unwrap_or(Err(Failure::Unreached)) {
                 Ok(()) => break "sent",
                 Err(_) if began.elapsed() > TRY_FOR => break "dropped",
                 Err(error) => {
@@ -191,20 +193,33 @@ async fn send_to(
     }
 }
 
-async fn post(address: &HookAddress, client: &awc::Client, batch: &Batch) -> Result<(), String> {
+/// Why a batch was not taken. The library's own errors may name the address, where there may be something secret.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("status {0}")]
+    Status(u16),
+    #[error("no answer in time")]
+    Late,
+    #[error("no connection, or no answer")]
+    Unreached,
+}
+
+fn post(client: &ureq::Agent, url: &str, batch: &Batch) -> Result<(), Failure> {
     // Exactly this type: the libraries refuse it with a charset.
     let call = client
-        .post(address.url())
-        .insert_header((CONTENT_TYPE, "application/json"))
-        .insert_header(("X-Pusher-Key", batch.key.as_str()))
-        .insert_header(("X-Pusher-Signature", batch.signature.as_str()))
-        .insert_header(("User-Agent", "Rollcall"));
-    match call.send_body(batch.body.clone()).await {
-        Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => Err(format!("status {}", answer.status().as_u16())),
-        // The error may name the address, where there may be something secret.
-        Err(awc::error::SendRequestError::Timeout) => Err("no answer in time".to_owned()),
-        Err(_) => Err("no connection, or no answer".to_owned()),
+        .post(url)
+        .header("Content-Type", "application/json")
+        .header("X-Pusher-Key", batch.key.as_str())
+        .header("X-Pusher-Signature", &batch.signature);
+    match call.send(&batch.body[..]) {
+        Ok(mut answer) => {
+            // Read to its end, so that the connection can be used again.
+            let _ = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+            let status = answer.status();
+            if status.is_success() { Ok(()) } else { Err(Failure::Status(status.as_u16())) }
+        }
+        Err(ureq::Error::Timeout(_)) => Err(Failure::Late),
+        Err(_) => Err(Failure::Unreached),
     }
 }
 

@@ -274,11 +274,11 @@ describe("Pusher conformance", () => {
     const event = told().find(({ name }) => name === "client_event")
     assert.deepEqual([event.event, event.data, event.socket_id, event.user_id], ["client-hi", '{"x":1}', three.id, "bo"])
     for (const socket of [one, two, three]) socket.say({ event: "pusher:unsubscribe", data: { channel } })
-    await until(() => names().includes("channel_vacated"), "all are gone", 5000, names)
-    await holds(() => names().length === 7, "each once", 1000)
+    // Two nodes tell, each in its own order.
+    await until(() => names().length >= 7, "all are gone", 5000, names)
+    await holds(() => names().length === 7, "each once", 1000, names)
     const sorted = names().filter((name) => name !== "client_event bo").sort()
     assert.deepEqual(sorted, ["channel_occupied", "channel_vacated", "member_added ada", "member_added bo", "member_removed ada", "member_removed bo"])
-    assert.equal(names().at(-1), "channel_vacated")
     assert.equal(calls[0].headers["content-type"], "application/json")
 
     // A burst larger than any batch, and a node that is stopped in the midst of it.
