@@ -72,7 +72,7 @@ export class Audit {
       if (what === "in" || (what === "replaced" && seat.updates > 0) || this.#excused(seat, epoch.node, when)) continue
       if (heirs.some((heir) => this.#tookOver(view, seat, when, heir))) continue
       // Two of one user without keys who come back at once on two nodes may swap: the user stays, each connection too.
-      if (what === "replaced" && !seat.keyed && heirs.length > 0) continue
+      if (!seat.keyed && ((what === "replaced" && heirs.length > 0) || this.#hadRival(seat, when))) continue
       const last = seat.spans.findLastIndex((span) => span.ended && span.ended.at <= when)
       if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
       else if (this.#isSeamless(seat, last) && !this.#knowsOnlyPartOf(seat.spans, when, epoch.node)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
@@ -114,9 +114,22 @@ export class Audit {
   #maySwap({ keyed, spans, channel, user, tag }, heirs, when) {
     if (keyed) return false
     if (heirs.length > 0 && spans.some(({ node }) => this.truth.due(when, 0, node, null).disturbed)) return true
+    if (this.#hadRival({ spans, channel, user, tag }, when)) return true
     const isLate = (mine, theirs) => mine.node !== theirs.node && Math.abs(mine.begun - theirs.begun) <= this.truth.hearing && when <= Math.max(mine.begun, theirs.begun) + this.truth.hearing
     const isRival = (seat) => !seat.keyed && seat.channel === channel && seat.user === user && seat.tag !== tag && spans.some((mine) => seat.spans.some((theirs) => isLate(mine, theirs)))
     return [...this.truth.seats.values()].some(isRival)
+  }
+
+  /**
+   * Whether, while nodes could not hear of each other, another connection of the user without a key was on another node
+   * at the same time: it may have claimed the waiting seat that this one has taken, and have left with it.
+   */
+  #hadRival({ spans, channel, user, tag }, when) {
+    const isCutOff = ({ begun, node }) => this.truth.due(begun, when - begun, node, null).disturbed
+    const meets = (mine, theirs) => theirs.node !== mine.node && theirs.begun <= when && (theirs.ended?.at ?? Infinity) >= mine.begun
+    const mine = spans.filter((span) => span.begun <= when && isCutOff(span)).at(-1)
+    const isRival = (seat) => !seat.keyed && seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some((theirs) => meets(mine, theirs))
+    return mine !== undefined && [...this.truth.seats.values()].some(isRival)
   }
 
   /** The other connections of the same user about then, for whoever reads a fault. */
@@ -134,6 +147,10 @@ export class Audit {
     const { ended } = spans[last]
     if (ended.how === "leave" || ended.how === "kill") return this.truth.cameBack(spans, last) && ended.how === "kill" ? "had come back elsewhere" : null
     if (this.truth.cameBack(spans, last)) return "came back within the grace"
+    // The end of the grace before, on a node that could not have heard yet of the return to another.
+    const isTooEarly = ({ ended: before, node }, i) =>
+      before && before.how !== "leave" && node !== spans[i + 1].node && !this.truth.cameBack(spans, i) && out >= this.#graceEnds(before) && out <= spans[i + 1].acked + this.truth.hearing + this.truth.lateness(before.at)
+    if (spans.slice(0, last).some(isTooEarly)) return null
     return out < this.#graceEnds(ended) ? `had ${Math.round(ended.at + this.truth.grace - out)} ms of the grace left` : null
   }
 

@@ -61,6 +61,10 @@ describe("the auditor", () => {
   right("a key's return to another node", opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"), moves(5200, "a"))
   right("a return to another node that shows two for a moment", opens(0), joins(10, "b"), sees(50, "b"), ends(5000, "b", "drop"), moves(5200, "b"), sees(5210, "b", "b2"), misses(6100, "b"))
   right(
+    "the end of a grace before the return to another node could be heard",
+    opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"), moves(5800, "a"), ends(5900, "a", "drop"), misses(6010, "a"),
+  )
+  right(
     "news late by an outage",
     opens(0), joins(10, "a"), sees(50, "a"), [4000, ({ truth }) => (truth.heal = truth.disturb())],
     ends(5000, "a", "leave"), joins(6000, "b"), [30_000, ({ truth }) => truth.heal()], misses(33_000, "a"), sees(33_000, "b"),
@@ -71,6 +75,10 @@ describe("the auditor", () => {
   wrong("a false leave in an outage too", /false leave|was out/, opens(0), joins(10, "a"), sees(50, "a"), [4000, ({ truth }) => truth.disturb()], misses(5000, "a"))
   wrong("a leave before the grace is over", /600 ms of the grace left/, opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"), misses(5400, "a"))
   wrong("a leave of someone who came back in time", /came back within the grace|came back in time/, opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"), joins(5200, "a"), misses(6100, "a"))
+  wrong(
+    "the end of a grace after the return to another node was heard", /of the grace left|came back in time/,
+    opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"), moves(5200, "a"), ends(5300, "a", "drop"), misses(6010, "a"),
+  )
   wrong("a key's return that shows two for a moment", /a connection of a was out, who came back in time/, opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"), moves(5200, "a"), sees(5210, "a", "a2"), misses(6100, "a"))
   wrong("a ghost", /ghost: a was shown 1500 ms after its end/, opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "leave"), misses(6500, "a"))
   wrong("a ghost that stays for ever", /ghost: a/, opens(0), joins(10, "a"), sees(50, "a"), ends(5000, "a", "drop"))
