@@ -1,6 +1,7 @@
 // The auditor: compares each view with the truth, word by word.
 //
-//  - nobody was said to leave, or to join, who did not (G2, G5, G7);
+//  - nobody was said to leave, or to join, who did not (G2, G5, G7); connections of one user that nothing tells
+//    apart, and that may have taken each other's seats, are judged as that user;
 //  - nobody was shown longer after their end than its bound (G4);
 //  - nobody was missing longer after their join than it takes (G1, G3);
 //  - no socket was closed that nobody asked to close (G5).
@@ -14,6 +15,8 @@ const VISIBLE = 1000
 const EARLY = { drop: 50, closed: 300, silent: 0 }
 /** By then a node has heard that a socket on this machine has ended. */
 const HEARD = 150
+/** So much before a socket's end is noticed here may its seat have been taken. */
+const UNNOTICED = 300
 
 export class Audit {
   faults = []
@@ -61,22 +64,56 @@ export class Audit {
     }
   }
 
-  #leaves(view, epoch, seat, { times, refTimes, heirs }) {
+  #leaves(view, epoch, seat, { times, refTimes }) {
+    if (this.#company(seat).size > 1) return this.#userLeaves(view, epoch, seat, times)
     for (const { out } of times) {
-      if (heirs.some((heir) => this.#tookOver(view, seat, out, heir)) || this.#mayHaveBeenTakenOver(seat, out, epoch.node) || this.#maySwap(seat, heirs, out)) continue
       const why = out === null ? null : this.#falseLeave(seat, out, epoch.node)
       if (why && !this.#excused(seat, epoch.node, out)) this.#fault(view, `${at(out)} false leave of ${seat.tag}, who ${why} (${spans(seat)})${this.#others(seat, out)}`)
     }
     // Refs too: a leave and a join of the same connection in one diff would else go unseen.
     for (const { at: when, what } of refTimes) {
       if (what === "in" || (what === "replaced" && seat.updates > 0) || this.#excused(seat, epoch.node, when)) continue
-      if (heirs.some((heir) => this.#tookOver(view, seat, when, heir))) continue
-      // Two of one user without keys who come back at once on two nodes may swap: the user stays, each connection too.
-      if (!seat.keyed && ((what === "replaced" && heirs.length > 0) || this.#hadRival(seat, when))) continue
       const last = seat.spans.findLastIndex((span) => span.ended && span.ended.at <= when)
-      if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed`)
-      else if (this.#isSeamless(seat, last) && !this.#knowsOnlyPartOf(seat.spans, when, epoch.node)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})`)
+      if (last < 0) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who stayed${this.#others(seat, when)}`)
+      else if (this.#isSeamless(seat, last) && !this.#knowsOnlyPartOf(seat.spans, when, epoch.node)) this.#fault(view, `${at(when)} a connection of ${seat.tag} was ${what}, who came back in time (${spans(seat)})${this.#others(seat, when)}`)
     }
+  }
+
+  /** The user must not be seen to go with one connection while another one is there, of which it was known here. */
+  #userLeaves(view, epoch, { user, channel, tag }, times) {
+    const isShown = (when) => [...epoch.tags.values()].some((story) => story.user === user && story.times.some((time) => time.in <= when && (time.out ?? Infinity) > when))
+    for (const { out } of times) {
+      if (out === null || isShown(out)) continue
+      const stays = ({ node, acked, ended }) => acked !== null && (ended?.at ?? Infinity) > out && this.truth.due(acked, this.truth.hearing + this.truth.lateness(acked), node, epoch.node).due < out
+      const staying = this.#seatsOf(channel, user).find((seat) => seat.spans.some(stays) && !this.#excused(seat, epoch.node, out))
+      if (staying) this.#fault(view, `${at(out)} false leave of ${user} with ${tag}, while ${staying.tag} was there (${spans(staying)})${this.#others(staying, out)}`)
+    }
+  }
+
+  #seatsOf = (channel, user) => [...this.truth.seats.values()].filter((seat) => seat.channel === channel && seat.user === user)
+
+  /**
+   * The connections of the same user without a key that may have taken a seat from each other, this one included.
+   * By nothing can be told which of them comes back: whoever comes first sits down where one waits, and two that come
+   * to two nodes which have not heard of each other may both do so.
+   */
+  #company(seat) {
+    const known = this.#companies.get(seat)
+    if (known) return known
+    const company = new Set([seat])
+    const others = seat.keyed ? [] : this.#seatsOf(seat.channel, seat.user).filter((one) => !one.keyed)
+    for (const one of company) for (const other of others) if (this.#mayTakeFrom(one, other) || this.#mayTakeFrom(other, one)) company.add(other)
+    for (const one of company) this.#companies.set(one, company)
+    return company
+  }
+
+  #companies = new Map()
+
+  /** Whether one of `mine` began while one of `theirs` waited, as far as its node could know. */
+  #mayTakeFrom(mine, theirs) {
+    const waits = ({ node, ended }, { begun, node: to }) =>
+      ended && ended.how !== "leave" && begun >= ended.at - UNNOTICED && begun <= this.truth.due(ended.at, this.truth.bound(ended.how), node, to, ended.how).due + this.truth.hearing + this.truth.lateness(ended.at)
+    return mine !== theirs && theirs.spans.some((waiting) => mine.spans.some((span) => waits(waiting, span)))
   }
 
   /**
@@ -90,52 +127,10 @@ export class Audit {
     return spans.slice(0, last + 1).every((span, i) => span.ended.how !== "leave" && this.truth.cameBack(spans, i) && (keyed ? heard(span, spans[i + 1]) : known(span, spans[i + 1])))
   }
 
-  /** Whether the leave is that of a seat in its grace which another connection of the same user had taken over. */
-  #tookOver(view, { spans, user }, out, tag) {
-    const heir = this.truth.seats.get(`${view.channel}|${tag}`)
-    return Boolean(heir && heir.user === user && spans.some(({ ended }) => ended && ended.how !== "leave" && ended.at <= out && heir.spans.some(({ begun }) => begun <= out)))
-  }
-
-  /**
-   * Whether it may be so without having been told: while news are lost, only what became of a seat is seen, and not
-   * that another connection of the same user took it over and then left.
-   */
-  #mayHaveBeenTakenOver({ channel, user, spans, tag }, out, observer) {
-    const last = spans.findLast(({ ended }) => ended && ended.at <= out)
-    if (!last || last.ended.how === "leave" || !this.truth.due(last.ended.at, out - last.ended.at, last.node, observer).disturbed) return false
-    const isHeir = (seat) => seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some(({ acked, ended }) => acked && acked >= last.ended.at && ended && ended.at <= out)
-    return [...this.truth.seats.values()].some(isHeir)
-  }
-
-  /**
-   * Two connections of one user without keys may claim the same waiting seat on two nodes that hear of each other
-   * late; one of them is seated anew then. The user stays all the time.
-   */
-  #maySwap({ keyed, spans, channel, user, tag }, heirs, when) {
-    if (keyed) return false
-    if (heirs.length > 0 && spans.some(({ node }) => this.truth.due(when, 0, node, null).disturbed)) return true
-    if (this.#hadRival({ spans, channel, user, tag }, when)) return true
-    const isLate = (mine, theirs) => mine.node !== theirs.node && Math.abs(mine.begun - theirs.begun) <= this.truth.hearing && when <= Math.max(mine.begun, theirs.begun) + this.truth.hearing
-    const isRival = (seat) => !seat.keyed && seat.channel === channel && seat.user === user && seat.tag !== tag && spans.some((mine) => seat.spans.some((theirs) => isLate(mine, theirs)))
-    return [...this.truth.seats.values()].some(isRival)
-  }
-
-  /**
-   * Whether, while nodes could not hear of each other, another connection of the user without a key was on another node
-   * at the same time: it may have claimed the waiting seat that this one has taken, and have left with it.
-   */
-  #hadRival({ spans, channel, user, tag }, when) {
-    const isCutOff = ({ begun, node }) => this.truth.due(begun, when - begun, node, null).disturbed
-    const meets = (mine, theirs) => theirs.node !== mine.node && theirs.begun <= when && (theirs.ended?.at ?? Infinity) >= mine.begun
-    const mine = spans.filter((span) => span.begun <= when && isCutOff(span)).at(-1)
-    const isRival = (seat) => !seat.keyed && seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some((theirs) => meets(mine, theirs))
-    return mine !== undefined && [...this.truth.seats.values()].some(isRival)
-  }
-
   /** The other connections of the same user about then, for whoever reads a fault. */
   #others({ channel, user, tag }, about) {
     const near = ({ begun, ended }) => begun <= about && (ended?.at ?? Infinity) >= about - 3000
-    const others = [...this.truth.seats.values()].filter((seat) => seat.channel === channel && seat.user === user && seat.tag !== tag && seat.spans.some(near))
+    const others = this.#seatsOf(channel, user).filter((seat) => seat.tag !== tag && seat.spans.some(near))
     return others.map((seat) => `; ${seat.tag} of the same user: ${spans(seat)}`).join("")
   }
 
@@ -166,17 +161,20 @@ export class Audit {
     })
   }
 
-  #joins(view, epoch, seat, { times, heirs }) {
+  #joins(view, epoch, seat, { times }) {
     for (const one of times) {
       const span = seat.spans.findLast(({ begun }) => begun <= one.in)
       if (!span) this.#fault(view, `${at(one.in)} join of ${seat.tag} before it joined`)
     }
+    if (this.#company(seat).size > 1) return
     // Known, and to be mended: while an outage heals, the older seat of someone who moved and left may show again
     // for a moment. Not longer than a ghost may be shown.
     const moved = seat.spans.find(({ node }) => node !== seat.spans.at(-1).node)
     const mayFlash = (when) => moved && this.truth.due(when, 0, moved.node, epoch.node).disturbed
-    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in) && !mayFlash(one.in) && !this.#maySwap(seat, heirs, one.in))
-    const returns = seat.spans.filter(({ begun }) => begun > (times[0]?.in ?? 0)).length
+    const again = times.slice(1).filter((one) => !this.#excused(seat, epoch.node, one.in) && !mayFlash(one.in))
+    // Without a key, who moves before the news of the old place have arrived has two, each with an end of its own.
+    const from = seat.keyed ? (times[0]?.in ?? 0) : seat.spans[0].begun
+    const returns = seat.spans.filter(({ begun }) => begun > from).length
     if (again.length > returns) this.#fault(view, `${at(again[0].in)} ${seat.tag} joined ${again.length} times more, and came back ${returns} times (${spans(seat)}; shown ${times.map((one) => `${at(one.in)}${one.out ? at(one.out) : ""}`).join("; ")})${this.#others(seat, again[0].in)}`)
   }
 
@@ -205,7 +203,11 @@ export class Audit {
       if (acked === null) continue
       const from = Math.max(acked, epoch.begun)
       const until = Math.min(ended?.at ?? Infinity, epoch.ended ?? Infinity)
-      const { due, disturbed } = this.truth.due(acked, VISIBLE, node, observer)
+      // Of two who took the same seat one is shown when their nodes have heard of each other.
+      const nodes = new Set([node, ...[...this.#company(seat)].flatMap((one) => one.spans.map((span) => span.node))])
+      const dues = [...nodes].map((one) => this.truth.due(acked, VISIBLE, one, observer))
+      const due = Math.max(...dues.map((one) => one.due))
+      const disturbed = dues.some((one) => one.disturbed)
       const times = epoch.tags.get(seat.tag)?.times ?? []
       const time = times.find((one) => one.in <= Math.max(until, from) && (one.out ?? Infinity) >= from)
       const seen = time ? time.in : Infinity

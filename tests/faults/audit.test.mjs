@@ -42,6 +42,17 @@ const joins = (at, name) => [
 ]
 /** Comes back, to another node than before. */
 const moves = (at, name) => [at, ({ truth, here }) => (truth.begin(truth.seats.get(`room|${name}`), here).acked = at + 1)]
+/** Two connections of `ada` without keys: the second comes to another node while the first one's seat waits. */
+const pair = (...steps) => [
+  opens(0),
+  ...["x", "y"].map((name, i) => [10 + 5100 * i, ({ truth, here, there }) => (truth.begin(truth.seat("room", "ada", name), i ? here : there).acked = 11 + 5100 * i)]),
+  ends(5000, "x", "drop"),
+  ...steps,
+].sort(([one], [other]) => one - other)
+const told = (at, joins, leaves = []) => {
+  const of = (names) => (names.length > 0 ? { ada: { metas: names.map((tag) => ({ tag, phx_ref: tag })) } } : {})
+  return [at, ({ view }) => view.diff({ joins: of(joins), leaves: of(leaves) })]
+}
 const ends = (at, name, how) => [at, ({ truth }) => truth.end(truth.seats.get(`room|${name}`).spans.at(-1), how)]
 const opens = (at, ...names) => [at, ({ view }) => view.state(Object.fromEntries(names.map((name) => [`user of ${name}`, shown(name)])))]
 const sees = (at, name, ref) => [at, ({ view }) => view.diff({ joins: { [`user of ${name}`]: shown(name, ref) }, leaves: {} })]
@@ -69,7 +80,10 @@ describe("the auditor", () => {
     opens(0), joins(10, "a"), sees(50, "a"), [4000, ({ truth }) => (truth.heal = truth.disturb())],
     ends(5000, "a", "leave"), joins(6000, "b"), [30_000, ({ truth }) => truth.heal()], misses(33_000, "a"), sees(33_000, "b"),
   )
+  right("two without keys of whom one took the other's seat, and both are back", ...pair(told(50, ["x"]), told(5150, ["y"], ["x"]), moves(5300, "x"), told(5400, ["x"])))
+  right("two without keys that swap seats, while the user stays", ...pair(told(50, ["x"]), told(5150, ["y"], ["x"]), moves(5300, "x"), told(5400, ["x"], ["y"]), told(5410, ["y"])))
 
+  wrong("a user shown to leave of whom one of two without keys is there", /false leave of ada with x, while y was there/, ...pair(told(50, ["x"]), told(5150, ["y"], ["x"]), moves(5300, "x"), told(5400, ["x"], ["y"]), ends(5700, "x", "leave"), told(5800, [], ["x"]), told(6200, ["y"])))
   wrong("a false leave", /false leave of a, who was connected all the time|a connection of a was out/, opens(0), joins(10, "a"), sees(50, "a"), misses(5000, "a"))
   wrong("a leave and a join of someone who stayed", /false leave|joined 1 times more|was out/, opens(0), joins(10, "a"), sees(50, "a"), misses(5000, "a"), sees(5010, "a", "a2"))
   wrong("a false leave in an outage too", /false leave|was out/, opens(0), joins(10, "a"), sees(50, "a"), [4000, ({ truth }) => truth.disturb()], misses(5000, "a"))

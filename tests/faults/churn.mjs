@@ -54,13 +54,16 @@ export class Churn {
     if (this.#crowd.length < CROWD * draws[5] || settled.length === 0) {
       if (open.length === 0 || this.#crowd.length >= CROWD * 2) return
       const id = `v${++this.#number}`
+      const keyed = draws[4] < 0.5
+      // Some share their user with others; of those without a key fewer, since these can be judged only as that user.
+      const isShared = draws[0] < (keyed ? 1 : 0.4)
       const visitor = world.visitor({
         id,
-        user: `user ${Math.floor(draws[0] * 12)}`,
+        user: isShared ? `user ${Math.floor(draws[0] * 12)}` : `user of ${id}`,
         node: pick(open, draws[1]),
         channels: draws[2] < 0.3 ? world.channels : [pick(world.channels, draws[2])],
         real: draws[3] < 0.35,
-        keyed: draws[4] < 0.5,
+        keyed,
       })
       this.#crowd.push(visitor)
       visitor.enter().catch((error) => world.faults.push(`${id}: ${error.stack}`))

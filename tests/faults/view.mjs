@@ -28,14 +28,14 @@ export class View {
 
   diff({ joins, leaves }) {
     const at = now()
-    const replaced = new Map()
+    const replaced = new Set()
     for (const [user, { metas }] of Object.entries(joins)) {
       for (const meta of metas) {
-        if (meta.phx_ref_prev) replaced.set(meta.phx_ref_prev, meta.tag)
+        if (meta.phx_ref_prev) replaced.add(meta.phx_ref_prev)
         this.#in(user, meta, at)
       }
     }
-    for (const [user, { metas }] of Object.entries(leaves)) for (const meta of metas) this.#out(user, meta, at, replaced.get(meta.phx_ref))
+    for (const [user, { metas }] of Object.entries(leaves)) for (const meta of metas) this.#out(user, meta, at, replaced.has(meta.phx_ref))
   }
 
   /** The observer's connection has ended. */
@@ -60,21 +60,20 @@ export class View {
     if (!tag) return this.#fault(`shows ${user} with a meta of nobody's`)
     if (epoch.refs.has(ref)) return this.#fault(`ref ${ref} of ${tag} joined twice`)
     epoch.refs.set(ref, tag)
-    if (!epoch.tags.has(tag)) epoch.tags.set(tag, { user, refs: 0, times: [], refTimes: [], heirs: [] })
+    if (!epoch.tags.has(tag)) epoch.tags.set(tag, { user, refs: 0, times: [], refTimes: [] })
     const story = epoch.tags.get(tag)
     if (story.user !== user) this.#fault(`${tag} is ${story.user} and ${user}`)
     story.refTimes.push({ at, what: "in", ref })
     if (++story.refs === 1) story.times.push({ in: at, out: null })
   }
 
-  #out(user, { phx_ref: ref }, at, by) {
+  #out(user, { phx_ref: ref }, at, isReplaced) {
     const { epoch } = this
     const tag = epoch.refs.get(ref)
     if (!tag) return this.#fault(`ref ${ref} of ${user} left that was not there`)
     epoch.refs.delete(ref)
     const story = epoch.tags.get(tag)
-    story.refTimes.push({ at, what: by ? "replaced" : "out", ref })
-    if (by && by !== tag) story.heirs.push(by)
+    story.refTimes.push({ at, what: isReplaced ? "replaced" : "out", ref })
     if (--story.refs === 0) story.times.at(-1).out = at
   }
 
